@@ -1,0 +1,25 @@
+"""The plan: everything that makes a generation faster, as one validated object.
+
+A YAML file, a preset's name, a mapping, `--set` strings and keyword arguments all end in the same frozen `Plan`,
+and every mistake in any of them is told at once, each with the place where it was made.
+
+Files: `schema` (what a plan is), `reading` (YAML with line numbers), `overlay` (sources laid over each other),
+`checks` (combinations that cannot be), `messages` (what a person is told), `values` (forgiving spellings).
+"""
+
+from hasten.plan.build import build_plan, load_plan
+from hasten.plan.overlay import preset_names, read_preset
+from hasten.plan.schema import Cache, Generation, Output, Plan, Precision, Sampler
+
+__all__ = [
+    "Cache",
+    "Generation",
+    "Output",
+    "Plan",
+    "Precision",
+    "Sampler",
+    "build_plan",
+    "load_plan",
+    "preset_names",
+    "read_preset",
+]

@@ -1,0 +1,132 @@
+"""Combinations that cannot be: each setting fine by itself, the two together not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from hasten.plan.schema import Cache, Plan
+
+
+class Conflict(NamedTuple):
+    """Two or more settings that exclude each other.
+
+    Attributes:
+        key: the dotted key that the message is about.
+        text: what is wrong, in words.
+        others: the other keys that take part.
+    """
+
+    key: str
+    text: str
+    others: tuple[str, ...] = ()
+
+
+def cross_check(plan: Plan, *, steps: int | None, unknown: Collection[str] = ()) -> list[Conflict]:
+    """All impossible combinations of a plan.
+
+    Args:
+        steps: the number of inference steps, None where it is not known.
+        unknown: dotted keys whose value was refused already, so that nothing can be concluded from it.
+    """
+    if plan.cache is None:
+        return []
+    return [
+        conflict
+        for check in _CHECKS
+        for conflict in check(plan.cache, steps)
+        if not any(key in unknown for key in (conflict.key, *conflict.others))
+    ]
+
+
+def _history(cache: Cache, steps: int | None) -> Iterator[Conflict]:
+    if cache.order is not None and cache.snapshots is not None and cache.snapshots < cache.order + 1:
+        needed = f"order {cache.order} needs {cache.order + 1} snapshots"
+        yield Conflict("cache.snapshots", f"{needed}, not {cache.snapshots}", ("cache.order",))
+
+
+def _length(cache: Cache, steps: int | None) -> Iterator[Conflict]:
+    if steps is None:
+        return
+    run = f"the run's {steps} steps"
+    first, last = cache.first_enhance or 0, cache.cooldown or 0
+    if first > steps:
+        yield Conflict(
+            "cache.first_enhance",
+            f"a warm-up of {first} steps is longer than {run}",
+            ("generation.num_inference_steps",),
+        )
+    elif last > steps:
+        yield Conflict(
+            "cache.cooldown", f"a cool-down of {last} steps is longer than {run}", ("generation.num_inference_steps",)
+        )
+    elif first + last > steps:
+        yield Conflict(
+            "cache.cooldown",
+            f"a warm-up of {first} and a cool-down of {last} steps are together longer than {run}",
+            ("cache.first_enhance", "generation.num_inference_steps"),
+        )
+    if cache.mask and cache.mask[-1] >= steps:
+        beyond = [step for step in cache.mask if step >= steps]
+        yield Conflict(
+            "cache.mask",
+            f"{_steps(beyond)} not in a run of {steps} steps, which are numbered 0 to {steps - 1}",
+            ("generation.num_inference_steps",),
+        )
+
+
+def _masked(cache: Cache, steps: int | None) -> Iterator[Conflict]:
+    if cache.mask is None:
+        return
+    if 0 not in cache.mask:
+        yield Conflict("cache.mask", "step 0 has to be computed: there is nothing yet to predict it from")
+    for name in ("interval", "first_enhance", "cooldown"):
+        if getattr(cache, name) is not None:
+            yield Conflict(
+                f"cache.{name}",
+                "cache.mask already says which steps are computed; give one or the other",
+                ("cache.mask",),
+            )
+
+
+def _place(cache: Cache, steps: int | None) -> Iterator[Conflict]:
+    if cache.span is not None and cache.site != "span":
+        site = "the method's own" if cache.site is None else repr(cache.site)
+        yield Conflict("cache.span", f"has no effect with site {site}; it needs site: span", ("cache.site",))
+
+
+def _prediction(cache: Cache, steps: int | None) -> Iterator[Conflict]:
+    reuses = "predictor" if cache.predictor == "reuse" else "method" if _reuse_method(cache) else None
+    if reuses:
+        for name in ("order", "coordinate", "damping", "max_amplification"):
+            value = getattr(cache, name)
+            if value is not None and not (name == "order" and value == 0):
+                yield Conflict(
+                    f"cache.{name}",
+                    f"has no effect with {reuses} 'reuse', which extrapolates nothing",
+                    (f"cache.{reuses}",),
+                )
+    if cache.predictor == "taylor" and cache.coordinate == "sigma":
+        yield Conflict(
+            "cache.coordinate",
+            "predictor 'taylor' is the published recursion, which counts steps; predictor 'poly' takes sigma",
+            ("cache.predictor",),
+        )
+
+
+def _reuse_method(cache: Cache) -> bool:
+    return cache.method == "reuse" and cache.predictor is None
+
+
+def _steps(steps: list[int]) -> str:
+    return f"step {steps[0]} is" if len(steps) == 1 else f"steps {', '.join(map(str, steps))} are"
+
+
+_CHECKS: tuple[Callable[[Cache, int | None], Iterator[Conflict]], ...] = (
+    _history,
+    _length,
+    _masked,
+    _place,
+    _prediction,
+)

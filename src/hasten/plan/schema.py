@@ -1,0 +1,178 @@
+"""What a plan is: frozen pydantic models, one per section."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+
+from hasten.plan.checks import cross_check
+from hasten.plan.values import as_device, as_dtype, as_name, ascending, no_boolean
+
+Whole = Annotated[int, BeforeValidator(no_boolean)]
+Number = Annotated[float, BeforeValidator(no_boolean)]
+Text = Annotated[str, BeforeValidator(no_boolean)]
+
+DEFERRED = "hasten: the combinations are checked by the caller"
+"""A key of the validation context: `build_plan` reports impossible combinations beside all other problems."""
+
+
+class Section(BaseModel):
+    """What all parts of a plan have in common: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Precision(Section):
+    """The number format that the pipeline computes in."""
+
+    dtype: Annotated[Literal["auto", "fp32", "fp16", "bf16"], BeforeValidator(as_dtype)] = "auto"
+    """`auto` is bf16 where the device is fast at it, else fp32."""
+
+
+class Sampler(Section):
+    """The solver of the reverse process."""
+
+    name: Annotated[Literal["default", "flow-euler", "flow-heun"], BeforeValidator(as_name)] = "default"
+    """`default` is the one that the model came with."""
+    shift: Number | None = Field(default=None, gt=0)
+    """How far the noise schedule leans to high noise (flow models); null is the model's own."""
+
+
+class Cache(Section):
+    """Which steps are computed, and what stands in on the others. A null is the method's own default."""
+
+    method: Annotated[Literal["taylorseer", "reuse"], BeforeValidator(as_name)] = "taylorseer"
+    interval: Whole | None = Field(default=None, ge=1)
+    """One step in every `interval` steps is computed; 1 skips nothing."""
+    order: Whole | None = Field(default=None, ge=0, le=8)
+    """The degree of the extrapolation; 0 repeats the last computed value."""
+    first_enhance: Whole | None = Field(default=None, ge=0)
+    """So many steps at the start are all computed."""
+    cooldown: Whole | None = Field(default=None, ge=0)
+    """So many steps at the end are all computed."""
+    site: Annotated[Literal["output", "residual", "span"], BeforeValidator(as_name)] | None = None
+    """What is left out on a skipped step: all of the denoiser, its stack of blocks, or a span of that stack."""
+    span: tuple[Annotated[Whole, Field(ge=0)], Annotated[Whole, Field(ge=0)]] | None = None
+    """With site `span`: so many first and so many last blocks keep running."""
+    predictor: Annotated[Literal["reuse", "poly", "taylor"], BeforeValidator(as_name)] | None = None
+    """`poly` interpolates in `coordinate`; `taylor` is the published TaylorSeer recursion in the step index."""
+    coordinate: Annotated[Literal["sigma", "index"], BeforeValidator(as_name)] | None = None
+    """What `poly` takes as the position of a step."""
+    damping: Number | None = Field(default=None, ge=0, le=1)
+    """1 trusts the extrapolation in full, 0 is reuse."""
+    max_amplification: Number | None = Field(default=None, ge=1)
+    """The order falls where the weights' absolute values would sum to more than this."""
+    snapshots: Whole | None = Field(default=None, ge=1, le=16)
+    """How many computed values are kept."""
+    mask: Annotated[list[Annotated[Whole, Field(ge=0)]], BeforeValidator(ascending)] | None = Field(
+        default=None, min_length=1
+    )
+    """The computed steps, one by one, in place of interval, first_enhance and cooldown."""
+    size: Number | None = Field(default=None, gt=0)
+    """The ceiling for stored snapshots in MiB."""
+    store_dtype: Annotated[Literal["model", "fp32", "bf16", "fp16"], BeforeValidator(as_dtype)] | None = None
+    """The number format of stored snapshots."""
+
+
+class Generation(Section):
+    """What is asked of the pipeline; diffusers' own names."""
+
+    num_inference_steps: Whole = Field(default=50, ge=1)
+    negative_prompt: Text | None = " "
+    true_cfg_scale: Number | None = Field(default=None, ge=0)
+    """null is the model's own."""
+    guidance_scale: Number | None = Field(default=None, ge=0)
+    """null is the model's own."""
+    width: Whole | None = Field(default=None, ge=8)
+    """In pixels; null is the model's native size."""
+    height: Whole | None = Field(default=None, ge=8)
+    """In pixels; null is the model's native size."""
+    num_images: Whole = Field(default=1, ge=1)
+    """Images per prompt; the seeds count up from `seed`."""
+
+
+class Output(Section):
+    """Where the results go, and what is made beside the images."""
+
+    out: Path = Path("outputs")
+    """The folder that images are written to."""
+    grid: bool = False
+    """Also write all images of a run as one picture."""
+    compare: bool = False
+    """Also generate the reference, and measure against it."""
+
+
+class Plan(Section):
+    """Everything about one accelerated generation. Made by `load_plan`; `Plan(...)` works as for any pydantic model.
+
+    Raises:
+        pydantic.ValidationError: from the constructor. `load_plan` raises `PlanError` instead, which is for people.
+    """
+
+    version: Literal[1] = 1
+    model: Text = Field(default="scenes-qwen", min_length=1)
+    """A bundled model's name, a diffusers folder, a `.safetensors` file or a hub id."""
+    device: Annotated[str, BeforeValidator(as_device)] = "auto"
+    """auto, cpu, cuda, npu, hpu, xpu or mps, with an index where there are several: `cuda:1`."""
+    precision: Precision = Precision()
+    sampler: Sampler = Sampler()
+    cache: Cache | None = None
+    """null skips nothing: the reference."""
+    generation: Generation = Generation()
+    io: Output = Output()
+    seed: Whole = Field(default=0, ge=0, le=2**63 - 1)
+
+    @model_validator(mode="after")
+    def _possible(self, info: ValidationInfo) -> Self:
+        if not (info.context or {}).get(DEFERRED):
+            # A pipeline that the user calls has its own number of steps: only one that the plan names counts.
+            named = "num_inference_steps" in self.generation.model_fields_set
+            found = cross_check(self, steps=self.generation.num_inference_steps if named else None)
+            if found:
+                raise ValueError("; ".join(f"{conflict.key}: {conflict.text}" for conflict in found))
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain values (str, int, float, bool, list, dict, None), without the nulls that are defaults."""
+        return _plain(self)
+
+    def to_yaml(self) -> str:
+        """The whole plan as YAML that loads to an equal plan, without the nulls that are defaults."""
+        return dump(self.to_dict())
+
+
+def _plain(section: BaseModel) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if value is None and field.default is None and name != "cache":
+            continue
+        if isinstance(value, BaseModel):
+            value = _plain(value)
+        elif isinstance(value, Path):
+            value = str(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        values[name] = value
+    return values
+
+
+class _Dumper(yaml.SafeDumper):
+    """Mappings over several lines, lists on one: `span: [1, 1]`."""
+
+
+def _list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+
+
+_Dumper.add_representer(list, _list)
+
+
+def dump(values: dict[str, Any]) -> str:
+    """Plain values as YAML, in the order given."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)

@@ -1,0 +1,71 @@
+"""Spellings that are understood because they cannot mean anything else, and one that is refused because it can."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic_core import PydanticCustomError
+
+DEVICES = ("auto", "cpu", "cuda", "npu", "hpu", "xpu", "mps")
+
+_DTYPES = {
+    "float32": "fp32",
+    "float": "fp32",
+    "float16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+}
+_DEVICE_KINDS = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "ascend": "npu", "gaudi": "hpu", "metal": "mps"}
+
+SAID = "hasten_said"
+"""The type of an error whose message is already meant for the user."""
+
+
+def no_boolean(value: Any) -> Any:
+    """Refuse true and false where a number or a text belongs: pydantic would take them for 1 and 0."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("boolean", "a boolean")
+    return value
+
+
+def as_name(value: Any) -> Any:
+    """Names are lower-case; `TaylorSeer` is `taylorseer`."""
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def as_dtype(value: Any) -> Any:
+    """`bfloat16`, `torch.bfloat16` and the torch dtype itself are `bf16`."""
+    text = value if isinstance(value, str) else str(value)
+    name = text.strip().lower().removeprefix("torch.")
+    if name in _DTYPES or isinstance(value, str):
+        return _DTYPES.get(name, name)
+    return value
+
+
+def as_device(value: Any) -> str:
+    """A device's kind and, after a colon, its index; a `torch.device` is taken too."""
+    name = str(value).strip().lower()
+    match = re.fullmatch(r"([a-z]+)(?::(\d+))?", name)
+    if match and match[1] in DEVICES and not (match[2] and match[1] == "auto"):
+        return name
+    kind = match[1] if match else name
+    near = [_DEVICE_KINDS[kind]] if kind in _DEVICE_KINDS else get_close_matches(kind, DEVICES, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near and near[0] != kind else ""
+    # The braces are filled in by pydantic, which would stumble over braces in the value itself.
+    raise PydanticCustomError(
+        SAID,
+        "must be one of {allowed}, with an index if you like ('cuda:1'), not '{value}'{hint}",
+        {"allowed": ", ".join(DEVICES), "value": name, "hint": hint},
+    )
+
+
+def ascending(value: Any) -> Any:
+    """A mask is a set: the order and repetitions of its steps mean nothing."""
+    if isinstance(value, list | tuple | set | frozenset | range):
+        steps = list(value)
+        if all(isinstance(step, int) and not isinstance(step, bool) for step in steps):
+            return sorted(set(steps))
+        return steps
+    return value
