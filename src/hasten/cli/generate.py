@@ -1,0 +1,281 @@
+"""`hasten generate`: prompts in, images out, with what they took."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hasten.errors import HastenError
+from hasten.plan import Plan
+
+if TYPE_CHECKING:
+    from hasten.comparison import Comparison
+    from hasten.generation import OnProgress, Result
+
+app = typer.Typer()
+
+DEFAULT_PRESET = "taylorseer"
+_MODEL, _IMAGE, _CACHE, _OUTPUT = "Model and device", "Image", "Acceleration", "Output"
+
+# Every flag is another spelling of a key of the plan, so that flags, files and --set end in the same object.
+FLAGS = {
+    "model": "model",
+    "device": "device",
+    "dtype": "precision.dtype",
+    "negative_prompt": "generation.negative_prompt",
+    "steps": "generation.num_inference_steps",
+    "width": "generation.width",
+    "height": "generation.height",
+    "true_cfg_scale": "generation.true_cfg_scale",
+    "guidance_scale": "generation.guidance_scale",
+    "num_images": "generation.num_images",
+    "seed": "seed",
+    "interval": "cache.interval",
+    "taylor_order": "cache.order",
+    "first_enhance_steps": "cache.first_enhance",
+    "cache_size": "cache.size",
+    "out": "io.out",
+    "grid": "io.grid",
+    "compare": "io.compare",
+    "rounds": "io.rounds",
+}
+
+
+@app.command()
+def generate(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT...", help="What to draw; quote each prompt. '-' reads prompts from stdin, by line."
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="The same as PROMPT; may be given several times.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", rich_help_panel=_MODEL, help="Bundled name, diffusers folder, .safetensors file or hub id."
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", rich_help_panel=_MODEL, help="auto, cpu, cuda, npu, hpu, xpu or mps; cuda:1."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", rich_help_panel=_MODEL, help="auto, fp32, fp16 or bf16.")
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative-prompt", rich_help_panel=_IMAGE, help="What to keep out.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", "--num-inference-steps", rich_help_panel=_IMAGE, help="Denoising steps.")
+    ] = None,
+    width: Annotated[int | None, typer.Option("--width", rich_help_panel=_IMAGE, help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option("--height", rich_help_panel=_IMAGE, help="Pixels.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", rich_help_panel=_IMAGE, help="Of the first image; image i has seed + i.")
+    ] = None,
+    num_images: Annotated[
+        int | None, typer.Option("--num-images", rich_help_panel=_IMAGE, help="Images for each prompt.")
+    ] = None,
+    true_cfg_scale: Annotated[
+        float | None,
+        typer.Option("--true-cfg-scale", rich_help_panel=_IMAGE, help="How strongly the prompt guides (Qwen-Image)."),
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option("--guidance-scale", rich_help_panel=_IMAGE, help="The same for models that call it so."),
+    ] = None,
+    disable_taylorseer: Annotated[
+        bool, typer.Option("--disable-taylorseer", rich_help_panel=_CACHE, help="Skip nothing: the reference.")
+    ] = False,
+    interval: Annotated[
+        int | None, typer.Option("--interval", rich_help_panel=_CACHE, help="Compute one step in every INTERVAL.")
+    ] = None,
+    taylor_order: Annotated[
+        int | None, typer.Option("--taylor-order", rich_help_panel=_CACHE, help="Degree of the extrapolation.")
+    ] = None,
+    first_enhance_steps: Annotated[
+        int | None,
+        typer.Option("--first-enhance-steps", rich_help_panel=_CACHE, help="Steps at the start that are all computed."),
+    ] = None,
+    cache_size: Annotated[
+        float | None, typer.Option("--cache-size", rich_help_panel=_CACHE, help="Ceiling for stored values, in MiB.")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", rich_help_panel=_CACHE, help="A plan's YAML file.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", rich_help_panel=_CACHE, help="A preset's name (see `hasten plan list`).")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", rich_help_panel=_CACHE, help="Any key of the plan: --set cache.interval=4."
+        ),
+    ] = None,
+    compare: Annotated[
+        bool | None, typer.Option("--compare", rich_help_panel=_OUTPUT, help="Also make the reference, and measure.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", rich_help_panel=_OUTPUT, help="How often --compare times each way.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", rich_help_panel=_OUTPUT, help="Folder for images.")] = None,
+    grid: Annotated[
+        bool | None, typer.Option("--grid", rich_help_panel=_OUTPUT, help="Also write all images as one picture.")
+    ] = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="Print one JSON document on stdout, nothing else.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=_OUTPUT, help="Print errors only.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", rich_help_panel=_OUTPUT, help="Print the plan and the files that would be written."),
+    ] = False,
+) -> None:
+    """Make images from prompts, accelerated by a plan (TaylorSeer unless you say otherwise).
+
+    Example: hasten generate "a red circle left of a blue square" --compare
+    """
+    values = {name: value for name, value in locals().items() if name in FLAGS and value is not None}
+    resolved = resolve_plan(plan, preset, sets or [], values, reference=disable_taylorseer)
+    texts = collect_prompts(prompts or [], prompt or [], quiet=quiet or json_output)
+    if dry_run:
+        show_plan(resolved, texts, as_json=json_output)
+        return
+    run(resolved, texts, as_json=json_output, quiet=quiet)
+
+
+def resolve_plan(
+    file: Path | None, preset: str | None, sets: Sequence[str], flags: dict[str, Any], *, reference: bool
+) -> Plan:
+    """One plan from a file or a preset, then `--set`, then the flags; the later wins."""
+    from hasten.plan import build_plan
+
+    if file is not None and preset is not None:
+        raise HastenError("--plan and --preset both name a whole plan: give one of them")
+    overrides = {FLAGS[name].replace(".", "__"): value for name, value in flags.items()}
+    if reference:
+        spare = [f"--{name.replace('_', '-')}" for name in flags if FLAGS[name].startswith("cache.")]
+        if spare:
+            raise HastenError(f"--disable-taylorseer skips nothing, so there is no use for {', '.join(spare)}")
+        overrides["cache"] = None
+    source: Path | str = file if file is not None else preset or DEFAULT_PRESET
+    return build_plan(source, sets, overrides, caller="hasten generate")
+
+
+def collect_prompts(arguments: Sequence[str], options: Sequence[str], *, quiet: bool) -> list[str]:
+    """Prompts as they were given, with '-' replaced by the lines of stdin."""
+    texts: list[str] = []
+    for text in [*arguments, *options]:
+        if text == "-":
+            texts += [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        else:
+            texts.append(text)
+    if not texts:
+        raise HastenError('there is no prompt: hasten generate "a red circle left of a blue square"')
+    if not quiet and len(arguments) > 2 and all(text.isascii() and " " not in text for text in arguments):
+        from hasten.cli.console import err
+
+        err.print(f"[yellow]{len(texts)} prompts of one word each; quote a prompt of several words[/]")
+    return texts
+
+
+def show_plan(plan: Plan, prompts: Sequence[str], *, as_json: bool) -> None:
+    """What would run and be written, as a plan that can be saved and used; imports no torch."""
+    import json
+
+    from hasten.files import free_path, image_name
+    from hasten.models import complete_plan
+    from hasten.plan.resolved import resolved_dict, resolved_yaml
+
+    plan = complete_plan(plan)
+    method = plan.cache.method if plan.cache is not None else "reference"
+    names: list[Path] = []
+    for prompt in prompts:
+        for seed in range(plan.seed, plan.seed + plan.generation.num_images):
+            kinds = ["reference", method, f"compare_{method}"] if plan.io.compare else [method]
+            for kind in kinds:
+                names.append(free_path(plan.io.out / image_name(kind, prompt, seed), taken=names))
+    if as_json:
+        document = {"plan": resolved_dict(plan), "prompts": list(prompts), "would_write": [str(name) for name in names]}
+        typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
+        return
+    typer.echo(resolved_yaml(plan).rstrip())
+    for name in names:
+        typer.echo(f"# would write {name}")
+
+
+def run(plan: Plan, prompts: Sequence[str], *, as_json: bool, quiet: bool) -> None:
+    """Generate, show what is done as it is done, and keep what is finished whatever happens."""
+    from hasten.cli.show import live_progress, print_comparison, print_result, print_summary
+
+    results: list[Result] = []
+    comparisons: list[Comparison] = []
+    sheet: Path | None = None
+    finished = False
+    silent = as_json or quiet
+    try:
+        with live_progress(enabled=not silent) as progress:
+            for made in _made(plan, prompts, progress):
+                if isinstance(made, tuple):
+                    comparisons.append(made[0])
+                    results += [made[0].reference, made[0].accelerated]
+                    if not silent:
+                        print_comparison(made[0])
+                else:
+                    results.append(made)
+                    if not silent:
+                        print_result(made)
+        if plan.io.grid and results:
+            from hasten.generation import save_grid
+
+            sheet = save_grid(results, plan.io.out)
+        if not silent:
+            print_summary(comparisons, sheet)
+        finished = True
+    finally:
+        if as_json and (finished or results):
+            typer.echo(_document(results, comparisons, sheet, interrupted=not finished))
+
+
+def _made(plan: Plan, prompts: Sequence[str], progress: OnProgress | None) -> Iterator[Result | tuple[Comparison]]:
+    if plan.io.compare:
+        from hasten.comparison import stream_comparisons
+
+        for comparison in stream_comparisons(plan, prompts, plan.io.rounds, progress=progress, save=True):
+            yield (comparison,)
+    else:
+        from hasten.generation import stream
+
+        yield from stream(plan, prompts, progress=progress, save=True)
+
+
+def _document(
+    results: Sequence[Result], comparisons: Sequence[Comparison], sheet: Path | None, *, interrupted: bool
+) -> str:
+    import json
+
+    def path(value: Path | None) -> str | None:
+        return str(value) if value is not None else None
+
+    document: dict[str, Any] = {
+        "images": [{"path": path(result.path), "record": result.record.model_dump(mode="json")} for result in results],
+        "comparisons": [
+            {
+                "prompt": comparison.reference.record.prompt,
+                "seed": comparison.reference.record.seed,
+                "reference": path(comparison.reference.path),
+                "accelerated": path(comparison.accelerated.path),
+                "picture": path(comparison.picture),
+                "quality": comparison.quality.model_dump(mode="json"),
+            }
+            for comparison in comparisons
+        ],
+        "grid": path(sheet),
+        "interrupted": interrupted,
+    }
+    return json.dumps(document, ensure_ascii=False, indent=2)

@@ -1,0 +1,333 @@
+"""The main job: a plan and prompts become images, each with a record of what it is and what it took."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from hasten import record as records
+from hasten._version import __version__
+from hasten.calling import call_arguments, pixels_of
+from hasten.devices import PeakMemory, clean_up, device_name
+from hasten.errors import HastenError
+from hasten.files import check_writable, image_name, write_new
+from hasten.images import grid, save_png, to_pil
+from hasten.models import complete_plan
+from hasten.plan import Output, Plan, load_plan
+from hasten.record import Record
+from hasten.stages import StageWatch
+
+REFERENCE = "reference"
+"""The method's name of an image with nothing skipped."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is, told after every step.
+
+    Attributes:
+        label: what is being made, e.g. "taylorseer" or "reference 2/3".
+        image, images: number of this image, from 1, and of all.
+        step, steps: steps done, and the schedule's length (a two-call solver counts both calls).
+        computed, skipped: steps so far by what happened.
+    """
+
+    label: str
+    prompt: str
+    seed: int
+    image: int
+    images: int
+    step: int
+    steps: int
+    computed: int
+    skipped: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One generated image or film.
+
+    Attributes:
+        pixels: float, shape (frames, channels, height, width), in [0, 1], before rounding to bytes.
+        latents: what the last step of the scheduler returned, in the pipeline's own layout.
+        record: what it is and what was measured.
+        path: the file it was written to, if it was.
+    """
+
+    pixels: torch.Tensor
+    latents: torch.Tensor | None
+    record: Record
+    path: Path | None = None
+
+    @property
+    def frames(self) -> list[Image.Image]:
+        return [to_pil(frame) for frame in self.pixels]
+
+    @property
+    def image(self) -> Image.Image:
+        """The image; of a film the middle frame."""
+        return to_pil(self.pixels[len(self.pixels) // 2])
+
+    def save(self, folder: str | Path = "outputs") -> Result:
+        """Write `{method}_{prompt}_{seed}.png` with its record inside; never over another file.
+
+        Returns:
+            The same result with its path.
+        Raises:
+            HastenError: the folder cannot be written to.
+        """
+        folder = Path(folder)
+        check_writable(folder)
+        wanted = folder / image_name(self.record.method, self.record.prompt, self.record.seed)
+        path = write_new(wanted, lambda file: save_png(self.frames, file, self.record.png_info()))
+        return replace(self, path=path)
+
+
+def generate(
+    plan: Plan | Mapping[str, Any] | str | Path | None,
+    prompts: str | Sequence[str],
+    progress: OnProgress | None = None,
+    pipe: Any = None,
+    save: bool = False,
+) -> list[Result]:
+    """Make `plan.generation.num_images` images for every prompt; image i has the seed `plan.seed + i`.
+
+    Args:
+        plan: a plan, or what `load_plan` makes one of ("taylorseer", "plan.yaml", …); None skips nothing.
+        prompts: one or several.
+        progress: called after every step.
+        pipe: a loaded pipeline to use; by default the one that the plan names is loaded.
+        save: write every image into `plan.io.out` as soon as it is there.
+
+    Raises:
+        HastenError: anything a user can mend, before the computing starts wherever that can be known.
+
+    >>> hasten.generate("taylorseer", "a red circle left of a blue square")[0].image  # doctest: +SKIP
+    """
+    return list(stream(plan, prompts, progress=progress, pipe=pipe, save=save))
+
+
+def stream(
+    plan: Plan | Mapping[str, Any] | str | Path | None,
+    prompts: str | Sequence[str],
+    progress: OnProgress | None = None,
+    pipe: Any = None,
+    save: bool = False,
+) -> Iterator[Result]:
+    """`generate`, one image at a time, so that an interrupt loses only the one in the making."""
+    session = Session.open(plan, prompts, pipe=pipe, save=save)
+    with session.cleaning():
+        for number, (prompt, seed) in enumerate(session.jobs, start=1):
+            result = session.run(prompt, seed, number=number, progress=progress)
+            yield result.save(session.plan.io.out) if save else result
+
+
+@dataclass(frozen=True)
+class Session:
+    """A plan with its pipeline, checked and ready to run."""
+
+    plan: Plan
+    pipe: Any
+    prompts: tuple[str, ...]
+
+    @classmethod
+    def open(cls, plan: Any, prompts: str | Sequence[str], *, pipe: Any = None, save: bool = False) -> Session:
+        """Check everything that can be checked, then load: a mistake must not cost a model's loading time."""
+        prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        for prompt in prompts:
+            try:
+                prompt.encode()
+            except UnicodeEncodeError as error:
+                raise HastenError(f"the prompt {prompt!r} is not valid UTF-8 text") from error
+        if not prompts:
+            raise HastenError("there is no prompt")
+        plan = load_plan(plan)
+        if pipe is None:  # of a pipeline that was given, the plan knows nothing
+            plan = complete_plan(plan)
+        if save:
+            check_writable(plan.io.out)
+        if pipe is None:
+            from hasten.loading import load
+
+            pipe = load(plan)
+        call_arguments(pipe, plan, prompts[0], plan.seed)  # raises for what this pipeline cannot do
+        return cls(plan, pipe, prompts)
+
+    @property
+    def jobs(self) -> list[tuple[str, int]]:
+        """(prompt, seed) of every image."""
+        seeds = range(self.plan.seed, self.plan.seed + self.plan.generation.num_images)
+        return [(prompt, seed) for prompt in self.prompts for seed in seeds]
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(getattr(self.pipe, "_execution_device", None) or self.pipe.device)
+
+    @contextlib.contextmanager
+    def cleaning(self) -> Iterator[None]:
+        """Free the device's unused memory before and after."""
+        clean_up(self.device)
+        try:
+            yield
+        finally:
+            clean_up(self.device)
+
+    def run(
+        self,
+        prompt: str,
+        seed: int,
+        *,
+        accelerated: bool = True,
+        steps: int | None = None,
+        number: int = 1,
+        images: int | None = None,
+        label: str | None = None,
+        progress: OnProgress | None = None,
+    ) -> Result:
+        """Make one image.
+
+        Args:
+            accelerated: False skips nothing whatever the plan says.
+            steps: another number of steps than the plan's, for a warm-up.
+            number, images, label: for the progress reports.
+
+        Raises:
+            HastenError: out of memory, or an output that is no image.
+        """
+        plan = self.plan if accelerated else self.plan.model_copy(update={"cache": None})
+        call = call_arguments(self.pipe, plan, prompt, seed)
+        arguments = dict(call.arguments)
+        if steps is not None:
+            arguments["num_inference_steps"] = steps
+        method = plan.cache.method if plan.cache is not None else REFERENCE
+        handle: Any = None
+
+        def report_progress() -> None:
+            if progress is None:
+                return
+            done = watch.steps_done
+            skipped = handle.counts()[1] if handle is not None else 0
+            progress(
+                Progress(
+                    label=label or method,
+                    prompt=prompt,
+                    seed=seed,
+                    image=number,
+                    images=images or len(self.jobs),
+                    step=done,
+                    steps=watch.steps_total,
+                    computed=done - skipped,
+                    skipped=skipped,
+                )
+            )
+
+        watch = StageWatch(self.pipe, self.device, report_progress)
+        report: Any = None
+        try:
+            with PeakMemory(self.device) as memory, watch, contextlib.ExitStack() as stack:
+                if plan.cache is not None:
+                    from hasten.handle import accelerate
+
+                    # Its own number of steps is the pipeline's business: a warm-up makes fewer than the plan says.
+                    handle = stack.enter_context(accelerate(self.pipe, plan))
+                output = self.pipe(**arguments)
+                if handle is not None:
+                    report = handle.report()
+            pixels = pixels_of(output)
+        except torch.OutOfMemoryError as error:
+            clean_up(self.device)
+            raise HastenError(
+                f"{self.device} ran out of memory: make a smaller image (--width, --height), use --dtype bf16 or fp16, "
+                "or bound the cache with --cache-size MiB"
+            ) from error
+        notes = list(call.notes)
+        if not bool(torch.isfinite(pixels).all()):
+            notes.append(
+                "the image holds NaN or infinity: the dtype may be too narrow for this model, try bf16 or fp32"
+            )
+            pixels = pixels.nan_to_num(0.0)
+        skipped = report.skipped if report is not None else 0
+        done = watch.steps_done or plan.generation.num_inference_steps
+        record = Record(
+            prompt=prompt,
+            seed=seed,
+            width=pixels.shape[-1],
+            height=pixels.shape[-2],
+            frames=len(pixels),
+            method=method,
+            plan=_plan_of_one(plan, seed),
+            model=_describe_model(plan, self.pipe),
+            device=_describe_device(self.pipe, self.device),
+            versions=versions(),
+            timings=watch.timings(),
+            steps=records.Steps(total=done, computed=done - skipped, skipped=skipped),
+            memory=records.Memory(peak_bytes=memory.bytes or 0, source=memory.source),
+            report=report.to_dict() if report is not None else None,
+            notes=(*notes, *(report.notes if report is not None else ())),
+        )
+        return Result(pixels, watch.latents, record)
+
+
+def save_grid(results: Sequence[Result], folder: Path) -> Path:
+    """Write all images as one picture, `grid_{method}_{prompt}_{seed}.png`."""
+    first = results[0].record
+    sheet = grid([result.image for result in results])
+    name = image_name(f"grid_{first.method}", first.prompt, first.seed)
+    return write_new(folder / name, lambda file: save_png([sheet], file))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part in making an image."""
+    import diffusers
+    import transformers
+
+    return {
+        "hasten": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def _plan_of_one(plan: Plan, seed: int) -> Plan:
+    """The plan that makes this one image again."""
+    generation = plan.generation.model_copy(update={"num_images": 1})
+    # The folder is of this machine and may name its user; it says nothing of the image.
+    return plan.model_copy(update={"seed": seed, "generation": generation, "io": Output()})
+
+
+def _describe_model(plan: Plan, pipe: Any) -> records.Model:
+    components: Mapping[str, Any] = getattr(pipe, "components", {})
+    denoisers = tuple(
+        type(module).__name__
+        for name, module in components.items()
+        if module is not None and name.startswith(("transformer", "unet"))
+    )
+    scheduler = components.get("scheduler")
+    return records.Model(
+        name=Path(plan.model).name,
+        pipeline=type(pipe).__name__,
+        denoisers=denoisers,
+        scheduler=type(scheduler).__name__ if scheduler is not None else None,
+    )
+
+
+def _describe_device(pipe: Any, device: torch.device) -> records.Device:
+    return records.Device(
+        type=device.type,
+        name=device_name(device),
+        dtype=str(getattr(pipe, "dtype", torch.float32)).removeprefix("torch."),
+        threads=torch.get_num_threads() if device.type == "cpu" else None,
+    )

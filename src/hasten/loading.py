@@ -1,0 +1,217 @@
+"""From a plan's `model` to a diffusers pipeline on its device: safetensors unless asked, and no code but diffusers'."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines import pipeline_utils
+
+from hasten.devices import resolve_device, resolve_dtype
+from hasten.errors import LoadError
+from hasten.models import Located, check_weights, locate
+from hasten.plan import Plan
+from hasten.sampling.samplers import apply_sampler
+
+
+def load(plan: Plan, *, pickle: bool = False) -> Any:
+    """Load the pipeline that a plan names, in the plan's dtype, on its device, with its sampler.
+
+    Args:
+        plan: `model`, `device`, `precision` and `sampler` are used.
+        pickle: also accept weights in pickle files (.bin), read with torch's weights-only reader.
+
+    Returns:
+        A diffusers pipeline, its own progress bar switched off.
+    Raises:
+        LoadError: the model cannot be found or read; with what to do.
+        DeviceError: the device is absent, or cannot compute in this dtype.
+    """
+    located = locate(plan.model)
+    device = resolve_device(plan.device)
+    dtype = resolve_dtype(plan.precision.dtype, device)
+    with quiet_loading():
+        if located.kind == "hub":
+            pipe = _load_hub(located.name, dtype, pickle)
+        elif located.kind == "file":
+            pipe = _load_file(_there(located), dtype)
+        else:
+            pipe = _load_folder(_there(located), dtype, pickle)
+    apply_sampler(pipe, plan.sampler)
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        return pipe.to(device)
+    except torch.OutOfMemoryError as error:
+        raise LoadError(f"{plan.model} in {str(dtype)[6:]} does not fit into the memory of {device}") from error
+
+
+def _there(located: Located) -> Path:
+    if located.path is None:
+        raise LoadError(f"{located.name} is not on this machine")
+    return located.path
+
+
+def _in(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The keyword for a dtype: diffusers 0.42 renamed it, and warns of the old one."""
+    return {"dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype": dtype}
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Switch off the loading bars of diffusers and transformers for a while; their warnings stay."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    shown = [
+        module
+        for module in (diffusers_logging, transformers_logging)
+        if getattr(module, "is_progress_bar_enabled", lambda: True)()
+    ]
+    for module in shown:
+        module.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
+    try:
+        yield
+    finally:
+        for module in shown:
+            module.enable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
+
+
+def pipeline_class(folder: Path) -> type[Any]:
+    """The diffusers class that a folder's model_index.json names.
+
+    Raises:
+        LoadError: the file is broken, or names code that is not part of the installed diffusers.
+    """
+    file = folder / "model_index.json"
+    try:
+        name = json.loads(file.read_text("utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoadError(f"{file} cannot be read: {error or type(error).__name__}") from error
+    if not isinstance(name, str):
+        raise LoadError(f"{file} asks for code of its own ({name}); hasten runs none but the installed diffusers'")
+    kind = getattr(diffusers, name, None)
+    if kind is None:
+        raise LoadError(
+            f"{file} names {name}, which diffusers {diffusers.__version__} does not have: upgrade diffusers"
+        )
+    return kind  # type: ignore[no-any-return]
+
+
+def _load_folder(folder: Path, dtype: torch.dtype, pickle: bool) -> Any:
+    pipeline_class(folder)
+    check_weights(folder)
+    try:
+        return DiffusionPipeline.from_pretrained(
+            folder, **_in(dtype), use_safetensors=None if pickle else True, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if not pickle and any(folder.glob("*/*.bin")):
+            raise LoadError(
+                f"{folder} has weights in pickle files (.bin), which hasten does not open unless asked: get the "
+                "safetensors files, or in Python hasten.loading.load(plan, pickle=True)"
+            ) from error
+        raise LoadError(f"{folder} cannot be loaded: {_first_line(error)}") from error
+
+
+def _load_hub(name: str, dtype: torch.dtype, pickle: bool) -> Any:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        return DiffusionPipeline.from_pretrained(name, **_in(dtype), use_safetensors=None if pickle else True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        causes = list(_causes(error))
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
+            raise LoadError(
+                f"{name} asks for its terms to be accepted on its hub page; then `hf auth login`"
+            ) from error
+        if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+            raise LoadError(f"{name} is no repository on the hub, or a private one: check the spelling") from error
+        if any("Connect" in type(cause).__name__ or "Offline" in type(cause).__name__ for cause in causes):
+            raise LoadError(_offline(name)) from error
+        raise LoadError(f"{name} cannot be loaded: {_first_line(error)}") from error
+
+
+def _offline(name: str) -> str:
+    return (
+        f"{name} is not on this machine and the hub cannot be reached. Either\n"
+        f"  - download it on a machine with a network (hf download {name} --local-dir FOLDER), copy the folder here "
+        "and give its path as the model;\n"
+        "  - set HF_HOME to a cache that holds it;\n"
+        "  - or use a bundled model (--model scenes-qwen)"
+    )
+
+
+def _load_file(file: Path, dtype: torch.dtype) -> Any:
+    """A single file holds weights only; how they are put together is read from a diffusers folder."""
+    check_weights(file)
+    folder = _config_folder(file)
+    kind = pipeline_class(folder)
+    if not hasattr(kind, "from_single_file"):
+        raise LoadError(f"diffusers cannot load a {kind.__name__} from a single file: use its diffusers folder")
+    try:
+        denoiser = _denoiser_only(file, folder)
+        if denoiser is None:
+            return kind.from_single_file(str(file), config=str(folder), **_in(dtype), local_files_only=True)
+        name, cls = denoiser
+        module = cls.from_single_file(
+            str(file), config=str(folder), subfolder=name, **_in(dtype), local_files_only=True
+        )
+        return DiffusionPipeline.from_pretrained(
+            folder, **_in(dtype), use_safetensors=True, local_files_only=True, **{name: module}
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        raise LoadError(f"{file} cannot be loaded as a {kind.__name__} of {folder}: {_first_line(error)}") from error
+
+
+def _config_folder(file: Path) -> Path:
+    """The folder whose configs fit a single file: beside it by name, around it, or its base model's from the hub."""
+    for folder in (file.with_suffix(""), file.parent):
+        if (folder / "model_index.json").is_file():
+            return folder
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+    from huggingface_hub import snapshot_download
+
+    base = str(fetch_diffusers_config(load_single_file_checkpoint(str(file)))["pretrained_model_name_or_path"])
+    beside = file.with_suffix("")
+    configs = ["*.json", "**/*.json", "**/*.txt", "**/*.model"]
+    try:
+        return Path(snapshot_download(base, allow_patterns=configs))
+    except Exception as error:
+        raise LoadError(
+            f"{file} holds weights alone; it looks like a {base}, whose configuration is not on this machine and "
+            f"cannot be fetched ({_first_line(error)}). Put the diffusers folder of {base} beside the file as "
+            f"{beside}/ (the .json and tokenizer files are enough where the file holds all weights)"
+        ) from error
+
+
+def _denoiser_only(file: Path, folder: Path) -> tuple[str, type[Any]] | None:
+    """The denoiser's name and class, where the file holds nothing else: the other weights then come from the folder."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as stream:
+        keys = list(stream.keys())
+    others = ("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoder", "vae.")
+    if any(key.startswith(others) for key in keys):
+        return None
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    for name in ("transformer", "unet"):
+        if index.get(name, [None])[0] == "diffusers":
+            return name, getattr(diffusers, index[name][1])
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
