@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from hasten.errors import CacheError
+
 if TYPE_CHECKING:
     from hasten.plan.schema import Cache, Plan
 
@@ -32,12 +34,25 @@ def cross_check(plan: Plan, *, steps: int | None, unknown: Collection[str] = ())
     """
     if plan.cache is None:
         return []
-    return [
+    found = [
         conflict
         for check in _CHECKS
         for conflict in check(plan.cache, steps)
         if not any(key in unknown for key in (conflict.key, *conflict.others))
     ]
+    if not found and not any(key.partition(".")[0] == "cache" for key in unknown):
+        found += _method(plan.cache)
+    return found
+
+
+def _method(cache: Cache) -> Iterator[Conflict]:
+    """What the method itself cannot take, its own defaults considered."""
+    from hasten.caching.methods import resolve
+
+    try:
+        resolve(cache)
+    except CacheError as error:
+        yield Conflict("cache", str(error))
 
 
 def _history(cache: Cache, steps: int | None) -> Iterator[Conflict]:
@@ -81,7 +96,7 @@ def _masked(cache: Cache, steps: int | None) -> Iterator[Conflict]:
         return
     if 0 not in cache.mask:
         yield Conflict("cache.mask", "step 0 has to be computed: there is nothing yet to predict it from")
-    for name in ("interval", "first_enhance", "cooldown"):
+    for name in ("interval", "first_enhance"):
         if getattr(cache, name) is not None:
             yield Conflict(
                 f"cache.{name}",
@@ -107,6 +122,12 @@ def _prediction(cache: Cache, steps: int | None) -> Iterator[Conflict]:
                     f"has no effect with {reuses} 'reuse', which extrapolates nothing",
                     (f"cache.{reuses}",),
                 )
+    if cache.predictor == "taylor" and cache.max_amplification is not None:
+        yield Conflict(
+            "cache.max_amplification",
+            "has no effect with predictor 'taylor', which keeps its published order",
+            ("cache.predictor",),
+        )
     if cache.predictor == "taylor" and cache.coordinate == "sigma":
         yield Conflict(
             "cache.coordinate",

@@ -153,8 +153,7 @@ def _expected(annotation: Any, metadata: list[Any]) -> str:
         example = [1] * len(args)
         return f"a list of {_count(len(args))} {_plural(_expected(args[0], []))}, such as {example}"
     if origin is list:
-        least = next((item.min_length for item in _flat(metadata) if isinstance(item, annotated_types.MinLen)), 0)
-        return f"a list of {_plural(_expected(args[0], []))}{' (not empty)' if least else ''}"
+        return f"a list of {_plural(_expected(args[0], []))}{_filled(metadata)}"
     if annotation is bool:
         return "true or false"
     if annotation is int:
@@ -162,10 +161,16 @@ def _expected(annotation: Any, metadata: list[Any]) -> str:
     if annotation is float:
         return f"a number{_range(metadata)}"
     if annotation is str:
-        return "text"
+        return f"text{_filled(metadata)}"
     if annotation is Path:
         return "a path"
-    return "a mapping of settings"
+    short = annotation.model_fields.get(getattr(annotation, "short_form", None))
+    return f"a mapping of settings{f', or {expected(short)}' if short else ''}"
+
+
+def _filled(metadata: list[Any]) -> str:
+    least = next((item.min_length for item in _flat(metadata) if isinstance(item, annotated_types.MinLen)), 0)
+    return " (not empty)" if least else ""
 
 
 def _flat(metadata: list[Any]) -> list[Any]:

@@ -15,8 +15,6 @@ from hasten.plan.messages import ALSO_KNOWN_AS, dotted_keys, nearest, section_of
 from hasten.plan.reading import MAX_BYTES, read_yaml
 from hasten.plan.schema import Cache, Plan
 
-# A section that is often one choice may be written as that choice alone: `cache: taylorseer`, `precision: bf16`.
-SHORT_FORMS = {"cache": "method", "precision": "dtype", "sampler": "name"}
 NO_CACHE = ("none", "off", "no", "null")
 
 
@@ -92,7 +90,7 @@ class Overlay:
         field = Plan.model_fields.get(path[0])
         section = section_of(field) if field is not None else None
         if len(path) == 1 and section is not None:
-            value = _long_form(path[0], value)
+            value = _long_form(path[0], section, value)
             if isinstance(value, BaseModel):
                 value = value.model_dump(exclude_unset=True)
             if isinstance(value, Mapping) and not isinstance(value, _Anew):
@@ -170,13 +168,13 @@ class _Anew(dict[str, Any]):
     """A section that replaces the one before: `--set cache=reuse` does not keep the order of a `taylorseer`."""
 
 
-def _long_form(section: str, value: Any) -> Any:
-    choice = SHORT_FORMS.get(section)
-    if section == "cache" and (value is False or (isinstance(value, str) and value.strip().lower() in NO_CACHE)):
+def _long_form(name: str, section: type[BaseModel], value: Any) -> Any:
+    if name == "cache" and (value is False or (isinstance(value, str) and value.strip().lower() in NO_CACHE)):
         return None
+    choice = getattr(section, "short_form", None)
     if choice is not None and isinstance(value, str):
         return _Anew({choice: value})
-    return {} if value is None and section != "cache" else value
+    return {} if value is None and name != "cache" else value
 
 
 def _no_section(path: Sequence[str]) -> str:

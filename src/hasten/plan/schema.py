@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
@@ -25,10 +25,14 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+    short_form: ClassVar[str | None] = None
+    """The field that the section may be written as: `cache: taylorseer` is `cache: {method: taylorseer}`."""
 
 
 class Precision(Section):
     """The number format that the pipeline computes in."""
+
+    short_form = "dtype"
 
     dtype: Annotated[Literal["auto", "fp32", "fp16", "bf16"], BeforeValidator(as_dtype)] = "auto"
     """`auto` is bf16 where the device is fast at it, else fp32."""
@@ -36,6 +40,8 @@ class Precision(Section):
 
 class Sampler(Section):
     """The solver of the reverse process."""
+
+    short_form = "name"
 
     name: Annotated[Literal["default", "flow-euler", "flow-heun"], BeforeValidator(as_name)] = "default"
     """`default` is the one that the model came with."""
@@ -45,6 +51,8 @@ class Sampler(Section):
 
 class Cache(Section):
     """Which steps are computed, and what stands in on the others. A null is the method's own default."""
+
+    short_form = "method"
 
     method: Annotated[Literal["taylorseer", "reuse"], BeforeValidator(as_name)] = "taylorseer"
     interval: Whole | None = Field(default=None, ge=1)
@@ -72,7 +80,7 @@ class Cache(Section):
     mask: Annotated[list[Annotated[Whole, Field(ge=0)]], BeforeValidator(ascending)] | None = Field(
         default=None, min_length=1
     )
-    """The computed steps, one by one, in place of interval, first_enhance and cooldown."""
+    """The computed steps, one by one, in place of interval and first_enhance."""
     size: Number | None = Field(default=None, gt=0)
     """The ceiling for stored snapshots in MiB."""
     store_dtype: Annotated[Literal["model", "fp32", "bf16", "fp16"], BeforeValidator(as_dtype)] | None = None
@@ -105,6 +113,8 @@ class Output(Section):
     """Also write all images of a run as one picture."""
     compare: bool = False
     """Also generate the reference, and measure against it."""
+    rounds: Whole = Field(default=3, ge=1)
+    """How often a comparison times each way; medians are shown."""
 
 
 class Plan(Section):
@@ -170,7 +180,13 @@ def _list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
 
 
+def _text(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
+    # PyYAML writes line breaks such as U+0085 unescaped unless the text is in double quotes, and reads them as spaces.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
 _Dumper.add_representer(list, _list)
+_Dumper.add_representer(str, _text)
 
 
 def dump(values: dict[str, Any]) -> str:
