@@ -26,8 +26,8 @@ def resolved_dict(plan: Plan) -> dict[str, Any]:
     for name in Cache.model_fields:
         value = given.get(name, getattr(settings, name, None))
         if value is not None:
-            filled[name] = sorted(value) if isinstance(value, frozenset | set) else value
-    # A default that has no effect beside what was chosen (a span at another site, an interval under a mask) is left out.
+            filled[name] = list(value) if isinstance(value, tuple) else value
+    # A default without effect beside what was chosen (a span at another site, an interval under a mask) is left out.
     whole = Plan.model_validate({**values, "cache": filled}, context={DEFERRED: True})
     idle = {conflict.key for conflict in cross_check(whole, steps=None)}
     values["cache"] = {name: v for name, v in filled.items() if name in given or f"cache.{name}" not in idle}
