@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from hasten._version import __version__
 
 if TYPE_CHECKING:
+    from hasten.comparison import compare
     from hasten.errors import HastenError
-    from hasten.generation import compare, generate
+    from hasten.generation import generate
     from hasten.handle import Handle, accelerate
     from hasten.plan import Plan, load_plan
 
@@ -27,7 +28,7 @@ _HOME = {
     "HastenError": "hasten.errors",
     "Plan": "hasten.plan",
     "accelerate": "hasten.handle",
-    "compare": "hasten.generation",
+    "compare": "hasten.comparison",
     "generate": "hasten.generation",
     "load_plan": "hasten.plan",
 }

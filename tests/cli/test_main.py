@@ -144,6 +144,13 @@ def test_options_may_be_spelt_with_underscores(command: Callable[..., None], fla
     assert run(app, ["boom", flag, "2"]).stdout == "scale 2.0\n"
 
 
+def test_completion_is_offered_once_and_knows_the_commands_options() -> None:
+    assert "--install-completion" in run(app, ["--help"]).output
+    assert "completion" not in run(app, ["plan", "--help"]).output
+    asked = {"_HASTEN_COMPLETE": "complete_bash", "COMP_WORDS": "hasten plan show --re", "COMP_CWORD": "3"}
+    assert run(app, [], env=asked, prog_name="hasten").stdout.split() == ["--resolved"]
+
+
 def test_main_ends_in_system_exit(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["plan", "show", "nothing-like-it"])

@@ -61,6 +61,8 @@ class LazyGroup(TyperGroup):
             module = import_module(COMMANDS[name].module)
             command = typer.main.get_command(module.app)
             command.name = name
+            # Completion is a matter of the whole program; typer offers it for every Typer anew.
+            command.params = [p for p in command.params if p.name not in ("install_completion", "show_completion")]
             self.loaded[name] = command
         return self.loaded[name]
 
@@ -97,7 +99,6 @@ app = typer.Typer(
     cls=LazyGroup,
     name="hasten",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={
         "help_option_names": ["-h", "--help"],
