@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.syntax import Syntax
 from rich.table import Table
 
 from hasten.cli.console import err, out
@@ -61,10 +60,7 @@ def show(
         from hasten.plan.resolved import resolved_yaml
 
         text = resolved_yaml(loaded)
-    if out.is_terminal:
-        out.print(Syntax(text.rstrip(), "yaml", background_color="default", word_wrap=True))
-    else:
-        out.file.write(text)
+    out.print(text.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("list")
