@@ -1,0 +1,1 @@
+"""The bundled models: the scenes they were trained on, the recipe, and the weights."""
