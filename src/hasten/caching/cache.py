@@ -1,0 +1,394 @@
+"""The engine: for each call of a denoiser, asks clock and policy, and has the site compute or skip.
+
+Where anything does not fit (no snapshot yet, another shape, NaN, a new way through the model) the call is computed: a
+cache may cost its gain, never the image.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor, nn
+
+from hasten.caching.budget import Budget
+from hasten.caching.clock import Clock
+from hasten.caching.methods import Settings, SiteName
+from hasten.caching.patching import CALL, Tap
+from hasten.caching.policies import Decision, every_step, needed
+from hasten.caching.report import Book, Report
+from hasten.caching.sites import Misfit, OutputSite, Site, SpanSite, Unfit
+from hasten.caching.snapshots import History
+from hasten.caching.wiring import arguments
+from hasten.errors import CacheError
+
+# Tiled pipelines call the denoiser once per tile; a module that is called without end within a step is in no run at all.
+_MOST_BRANCHES = 256
+
+
+class Branch:
+    """One purpose for which a denoiser is called at each step, with what is stored for it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.history = History()
+        self.blanks: dict[int, Any] = {}
+        self.signature: object = None
+        self.site: Site | None = None
+        self.last_index = 0
+
+    def forget(self) -> None:
+        """Nothing that was stored fits any more."""
+        self.history.trim(0)
+        self.blanks = {}
+        self.site = None
+
+
+class Denoiser:
+    """A module that is called at every step.
+
+    Args:
+        name: its name in the pipeline.
+        timestep: finds the timestep among its arguments.
+    """
+
+    def __init__(self, name: str, module: nn.Module, timestep: Callable[[Any, Any], object]) -> None:
+        self.name = name
+        self.module = module
+        self.timestep = timestep
+        self.branches: dict[str, Branch] = {}
+        self.notes: dict[str, None] = {}
+        self._sites: dict[SiteName, Site] = {}
+        self._taps: list[Tap] = []
+        self._context: str | None = None
+        self._moment = (0, 0)
+        self._called: Counter[str | None] = Counter()
+        self.verdict: Decision | None = None
+
+    def attach(self, call: Callable[[Denoiser, Callable[..., Any], Any, Any], Any]) -> None:
+        """Let calls go through `call`."""
+        self._call = call
+        self._taps = [Tap(self.module, CALL, partial(call, self))]
+        if callable(getattr(self.module, "cache_context", None)):
+            # diffusers' pipelines say here for which branch they call.
+            self._taps.append(Tap(self.module, "cache_context", self._named))
+
+    def detach(self) -> None:
+        """Leave module and blocks as they were."""
+        for tap in reversed(self._taps):
+            tap.remove()
+        self._taps = []
+        for site in self._sites.values():
+            if isinstance(site, SpanSite):
+                site.detach()
+        self._sites = {}
+        self.branches = {}
+
+    def arm(self) -> None:
+        """Put taps back that something else was put in the place of."""
+        if not all(tap.in_place for tap in self._taps):
+            for tap in reversed(self._taps):
+                tap.remove()
+            self.attach(self._call)
+        for site in self._sites.values():
+            if isinstance(site, SpanSite):
+                site.arm()
+
+    def site(self, name: SiteName, span: tuple[int, int]) -> Site:
+        """The site of that name, made when it is first asked for."""
+        if name not in self._sites:
+            for other in self._sites.values():
+                if isinstance(other, SpanSite):
+                    other.detach()
+            keep = span if name == "span" else (0, 0)
+            self._sites[name] = OutputSite() if name == "output" else SpanSite(self.module, *keep)
+        return self._sites[name]
+
+    def enter(self, moment: tuple[int, int]) -> Branch:
+        """A call at (run, step): which branch is it?"""
+        if moment != self._moment:
+            self._moment = moment
+            self._called.clear()
+            self.verdict = None
+        number = self._called[self._context]
+        self._called[self._context] += 1
+        if self._context is None:
+            name = str(number)
+        else:
+            name = self._context if number == 0 else f"{self._context} {number + 1}"
+        branch = self.branches.get(name)
+        if branch is None:
+            branch = self.branches[name] = Branch(name)
+        return branch
+
+    @contextmanager
+    def _named(self, inner: Callable[..., AbstractContextManager[Any]], args: Any, kwargs: Any) -> Iterator[Any]:
+        before, self._context = self._context, str(args[0] if args else kwargs.get("name"))
+        try:
+            with inner(*args, **kwargs) as value:
+                yield value
+        finally:
+            self._context = before
+
+
+class Cache:
+    """Runs a cache's settings on denoisers.
+
+    Args:
+        settings: None to compute every step and only take the time.
+        clock_of: makes the clock, given what to call when a run begins and ends.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None,
+        denoisers: list[Denoiser],
+        clock_of: Callable[[Callable[[], None], Callable[[], None]], Clock],
+    ) -> None:
+        self.settings = settings
+        self.clock = clock_of(self._begin, self._end)
+        self._denoisers = denoisers
+        self._policy = every_step if settings is None else settings.policy
+        self._stores = settings is not None and self._policy is not every_step
+        self._budget = Budget(settings) if settings is not None else None
+        self._book = Book()
+        self._runs = 0
+        self._schedule: tuple[tuple[int, int | None], list[Decision], tuple[bool, ...]] = ((0, None), [], ())
+        self._denied: Counter[str] = Counter()
+        self._ended = False
+        self._warned = False
+
+    def attach(self) -> None:
+        for denoiser in self._denoisers:
+            denoiser.attach(self.call)
+        self.clock.attach()
+
+    def detach(self) -> None:
+        self.clock.detach()
+        for denoiser in self._denoisers:
+            denoiser.detach()
+        self._close()
+
+    def report(self) -> Report:
+        """What happened in the last run that called a denoiser."""
+        settings = self.settings
+        notes = dict.fromkeys(note for denoiser in self._denoisers for note in denoiser.notes)
+        if self._budget is not None:
+            notes |= dict.fromkeys(self._budget.notes)
+        return self._book.report(
+            runs=self._runs,
+            method="nothing skipped" if settings is None else settings.method,
+            predictor="nothing predicted" if settings is None else settings.predictor_text,
+            notes=tuple(notes),
+        )
+
+    def call(self, denoiser: Denoiser, inner: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A denoiser is called: compute, or put in predictions."""
+        started = perf_counter()
+        clock = self.clock
+        clock.arrive(denoiser.timestep(args, kwargs))
+        if not self._book.calls:
+            self._runs += 1
+        branch = denoiser.enter((clock.run, clock.index))
+        result, computed, reason = self._serve(denoiser, branch, inner, args, kwargs)
+        self._book.enter(
+            (denoiser.name, branch.name),
+            clock.index,
+            clock.sigma(clock.index),
+            computed=computed,
+            reason=reason,
+            seconds=perf_counter() - started,
+            site=branch.site.name if branch.site is not None else None,
+        )
+        return result
+
+    def _serve(
+        self, denoiser: Denoiser, branch: Branch, inner: Callable[..., Any], args: Any, kwargs: Any
+    ) -> tuple[Any, bool, str]:
+        index = self.clock.index
+        policy, keep = self._decide(index)
+        if not self._stores:
+            return inner(*args, **kwargs), True, policy.reason
+        signature = _signature(args, kwargs)
+        if signature != branch.signature:
+            if len(branch.history) and not policy.compute:
+                self._denied["its input changed"] += 1
+            branch.forget()
+            branch.signature = signature
+        verdict = denoiser.verdict or policy
+        if not verdict.compute:
+            obstacle = self._obstacle(denoiser, branch)
+            if obstacle is None:
+                try:
+                    return self._skip(branch, index, inner, args, kwargs)
+                except Unfit as unfit:
+                    branch.forget()
+                    obstacle = str(unfit)
+            # All branches of a step share its fate: a guided difference of a computed and a predicted one is neither.
+            self._denied[obstacle] += 1
+            verdict = Decision(True, obstacle)
+            keep = True
+        denoiser.verdict = verdict
+        return self._compute(denoiser, branch, inner, args, kwargs, keep=keep), True, verdict.reason
+
+    def _obstacle(self, denoiser: Denoiser, branch: Branch) -> str | None:
+        """Why a step that the policy would skip has to be computed."""
+        if not len(branch.history):
+            if self._budget is not None and self._budget.snapshots == 0:
+                return "no room for snapshots"
+            return f"no snapshot of {denoiser.name} yet"
+        if not branch.history.finite():
+            branch.forget()
+            return "NaN or infinity in a snapshot"
+        return None
+
+    def _skip(
+        self, branch: Branch, index: int, inner: Callable[..., Any], args: Any, kwargs: Any
+    ) -> tuple[Any, bool, str]:
+        assert self.settings is not None
+        assert branch.site is not None
+        history, sigma = branch.history, self.clock.sigma
+        indices = tuple(history.indices)
+        weights = self.settings.weights(indices, index, tuple(map(sigma, indices)), sigma(index))
+        result = branch.site.skip(inner, args, kwargs, branch.blanks, partial(history.predict, weights))
+        branch.last_index = index
+        used = ", ".join(str(anchor) for anchor, weight in zip(indices, weights, strict=False) if weight)
+        return result, False, f"predicted from {used}"
+
+    def _compute(
+        self, denoiser: Denoiser, branch: Branch, inner: Callable[..., Any], args: Any, kwargs: Any, *, keep: bool
+    ) -> Any:
+        assert self.settings is not None
+        assert self._budget is not None
+        budget = self._budget
+        keep = keep and budget.snapshots > 0 and len(denoiser.branches) <= _MOST_BRANCHES
+        if keep:
+            branch.history.trim(budget.snapshots - 1)  # before the new one is made: the ceiling holds at any moment
+        site = denoiser.site(budget.site, self.settings.span)
+        try:
+            result, values = site.compute(inner, args, kwargs, branch.blanks, budget.dtype, keep=keep)
+        except Unfit as unfit:
+            site, result, values = self._fall_back(denoiser, branch, unfit, inner, args, kwargs, keep=keep)
+        if keep and values:
+            self._store(denoiser, branch, site, values)
+        return result
+
+    def _fall_back(
+        self,
+        denoiser: Denoiser,
+        branch: Branch,
+        unfit: Unfit,
+        inner: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        *,
+        keep: bool,
+    ) -> tuple[Site, Any, tuple[Tensor, ...]]:
+        """The denoiser has no such site: take the one that needs no wiring."""
+        assert self.settings is not None
+        assert self._budget is not None
+        wanted = self._budget.site
+        if wanted != "output":
+            if self.settings.site_given:
+                raise CacheError(
+                    f"cache.site: {denoiser.name} ({type(denoiser.module).__name__}) has no site {wanted!r}: {unfit}; "
+                    "allowed here: output"
+                )
+            denoiser.notes[f"{denoiser.name}: site output in place of {wanted}: {unfit}"] = None
+        output = denoiser.site("output", self.settings.span)
+        assert isinstance(output, OutputSite)
+        branch.blanks = {}
+        dtype = self._budget.dtype
+        try:
+            if isinstance(unfit, Misfit):
+                values = output.values(unfit.result, branch.blanks, dtype) if keep and wanted != "output" else ()
+                return output, unfit.result, values
+            result, values = output.compute(inner, args, kwargs, branch.blanks, dtype, keep=keep)
+        except Misfit as misfit:
+            denoiser.notes[f"{denoiser.name}: every step is computed: {misfit}"] = None
+            return output, misfit.result, ()
+        return output, result, values
+
+    def _store(self, denoiser: Denoiser, branch: Branch, site: Site, values: tuple[Tensor, ...]) -> None:
+        assert self._budget is not None
+        index = self.clock.index
+        if branch.site is not site:
+            branch.history.trim(0)
+        branch.site, branch.last_index = site, index
+        others = [other for some in self._denoisers for other in some.branches.values() if other is not branch]
+        idle = [other.history for other in others if other.last_index < index - 1]
+        values = self._budget.admit(values, branch.history, (other.history for other in others), idle)
+        if values:
+            branch.history.add(index, tuple(value.contiguous() for value in values))
+        everything = branch.history.nbytes + sum(other.history.nbytes for other in others)
+        self._book.weigh((denoiser.name, branch.name), branch.history.nbytes, everything)
+
+    def _decide(self, index: int) -> tuple[Decision, bool]:
+        """What the policy says about a step, and whether a later one will look at its values."""
+        total = self.clock.total
+        now = (self.clock.run, total)
+        if now != self._schedule[0]:
+            decisions = [self._policy(step, total) for step in range(total or 0)]
+            snapshots = self.settings.snapshots if self.settings is not None else 0
+            self._schedule = now, decisions, needed([decision.compute for decision in decisions], snapshots)
+        _, decisions, wanted = self._schedule
+        if index < len(decisions):
+            return decisions[index], wanted[index]
+        return self._policy(index, None), True
+
+    def _begin(self) -> None:
+        """A run begins: nothing of the last one counts any more, however it ended."""
+        self._close()
+        if self._book.calls:
+            self._book = Book()
+        self._denied = Counter()
+        self._ended = False
+        if self.settings is not None:
+            self._budget = Budget(self.settings)
+        for denoiser in self._denoisers:
+            denoiser.branches = {}
+            denoiser.arm()
+
+    def _end(self) -> None:
+        """The last step is done: the snapshots have served their time."""
+        self._ended = True
+        for denoiser in self._denoisers:
+            for branch in denoiser.branches.values():
+                branch.forget()
+        self._close()
+
+    def _close(self) -> None:
+        """Say so, once, if a run skipped nothing although it was asked to."""
+        if self._warned or not self._stores or self._book.skipped or not self._book.calls:
+            return
+        if self._denied:
+            reason = self._denied.most_common(1)[0][0]
+        elif self._ended and self.settings is not None and self.settings.mask is None:
+            reasons = ", ".join(f"{count} for {why}" for why, count in self._book.reasons().items())
+            reason = f"a run this short has no step to skip ({reasons})"
+        else:
+            return
+        self._warned = True
+        warnings.warn(f"hasten skipped nothing in this run: {reason}", stacklevel=2)
+
+
+def _signature(args: Any, kwargs: Any) -> object:
+    """What has to be the same in two calls for the values of one to stand in for those of the other."""
+    return tuple((slot, _mark(value)) for slot, value in arguments(args, kwargs))
+
+
+def _mark(value: Any) -> object:
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.device
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_mark, value))
+    if isinstance(value, dict):
+        return tuple((key, _mark(inner)) for key, inner in value.items())
+    return type(value)

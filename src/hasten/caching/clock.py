@@ -1,0 +1,238 @@
+"""The step clock: knows the run, the step and its noise level whenever a denoiser is called.
+
+It listens to the pipeline's scheduler, on the instance: `set_timesteps` begins a run and tells every sigma, `step` advances.
+Nothing is counted modulo anything and no number of steps is handed over, so that changed steps, an image-to-image start
+in the middle, solvers that call the denoiser twice, and runs that ended in an exception are all the same case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
+from typing import Any
+
+from torch import Tensor
+
+from hasten.caching.patching import Tap
+
+# A bare denoiser that is called at one timestep over and over is being called in runs of one step.
+_MOST_CALLS = 8
+
+
+class Clock:
+    """Where a run stands.
+
+    Args:
+        owner: whatever has a `scheduler` attribute, looked up anew at each call so that an exchanged scheduler is
+            followed; None for a bare denoiser, whose timestep argument then tells the step.
+        on_run: called when a run begins.
+        on_end: called after the last step of a run whose length is known.
+
+    Attributes:
+        run: the number of runs begun; 0 before the first.
+        index: the step within the run, from 0.
+        total: the number of steps of the run, None when nobody knows it.
+    """
+
+    def __init__(
+        self,
+        owner: object | None = None,
+        on_run: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._owner = owner
+        self._on_run = on_run
+        self._on_end = on_end
+        self._scheduler: Any = None
+        self._taps: list[Tap] = []
+        self._manual = False
+        self._timesteps: tuple[float, ...] = ()
+        self._sigmas: list[float] = []
+        self._offset = 0
+        self._calls = 0
+        self._last = 0.0
+        self.run = 0
+        self.index = 0
+        self.total: int | None = None
+
+    def attach(self) -> None:
+        """Begin to listen."""
+        self._follow(_attribute(self._owner, "scheduler"))
+
+    def detach(self) -> None:
+        """Leave the scheduler as it was."""
+        for tap in reversed(self._taps):
+            tap.remove()
+        self._taps = []
+        self._scheduler = None
+
+    def sigma(self, index: int) -> float:
+        """The noise level of a step of this run, as far as it is known."""
+        position = min(self._offset + index, len(self._sigmas) - 1)
+        return self._sigmas[position] if position >= 0 else float(index)
+
+    def arrive(self, timestep: object = None) -> None:
+        """A denoiser is being called.
+
+        Args:
+            timestep: its timestep argument; only looked at where there is no scheduler. On an accelerator that look
+                waits for the device: use `step` where this matters.
+        """
+        if self._manual:
+            self._calls += 1
+            return
+        if self._owner is not None:
+            scheduler = _attribute(self._owner, "scheduler")
+            if scheduler is not self._scheduler:
+                self._follow(scheduler)
+        if self._scheduler is None:
+            self._by_timestep(timestep)
+        elif self.run == 0 or (self.total is not None and self.index >= self.total):
+            # A loop that does not call set_timesteps before each run.
+            self._begin()
+        self._calls += 1
+
+    def step(self, index: int, sigma: float | None = None, total: int | None = None) -> None:
+        """Tell the step by hand; from then on the timestep argument and the scheduler are not asked any more.
+
+        Args:
+            index: the step about to be computed; a run begins where it does not grow.
+            sigma: its noise level; the index stands in for it where none is given.
+            total: the number of steps of the run, so that its last ones can be computed in full.
+        """
+        begins = not self._manual or index < self.index or (index == self.index and self._calls > 0)
+        self._manual = True
+        if begins:
+            self._restart([])
+        self._offset = 0
+        self.total = total
+        while len(self._sigmas) <= index:
+            self._sigmas.append(float(len(self._sigmas)))
+        if sigma is not None:
+            self._sigmas[index] = float(sigma)
+        self.index = index
+        self._calls = 0
+
+    def _follow(self, scheduler: Any) -> None:
+        self.detach()
+        if scheduler is None or not hasattr(scheduler, "step") or not hasattr(scheduler, "set_timesteps"):
+            return
+        self._scheduler = scheduler
+        self._taps = [Tap(scheduler, "set_timesteps", self._set_timesteps), Tap(scheduler, "step", self._step)]
+        if hasattr(scheduler, "set_begin_index"):
+            self._taps.append(Tap(scheduler, "set_begin_index", self._set_begin_index))
+        if self.run:  # exchanged between runs, or even in the middle of one
+            self._begin()
+
+    def _set_timesteps(self, inner: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        result = inner(*args, **kwargs)
+        if not self._manual:
+            self._begin()
+        return result
+
+    def _set_begin_index(self, inner: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        result = inner(*args, **kwargs)
+        begin = args[0] if args else kwargs.get("begin_index", 0)
+        if isinstance(begin, int) and self.index == 0 and not self._manual:
+            self._start_at(begin)
+        return result
+
+    def _step(self, inner: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        first = self.index == 0
+        result = inner(*args, **kwargs)
+        # Some loops call the scheduler several times for one call of the denoiser (one per sample, or per stream).
+        if self._calls and not self._manual:
+            if first:
+                self._learn_start(args, kwargs)
+            self.index += 1
+            self._calls = 0
+            if self.total is not None and self.index == self.total:
+                self._on_end()
+        return result
+
+    def _learn_start(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Find out where in the schedule the run began: not every pipeline, and not every scheduler, tells."""
+        after = _attribute(self._scheduler, "step_index")
+        if isinstance(after, int):
+            self._start_at(after - 1)
+            return
+        timestep = _as_float(args[1] if len(args) > 1 else kwargs.get("timestep"))
+        if timestep in self._timesteps:
+            self._start_at(self._timesteps.index(timestep))
+
+    def _start_at(self, offset: int) -> None:
+        if 0 <= offset < len(self._timesteps):
+            self._offset = offset
+            self.total = len(self._timesteps) - offset
+
+    def _begin(self) -> None:
+        self._timesteps, sigmas = noise_levels(self._scheduler)
+        self._restart(list(sigmas))
+        self.total = len(self._timesteps) or None
+
+    def _restart(self, sigmas: list[float]) -> None:
+        self._sigmas = sigmas
+        self._offset = 0
+        self._calls = 0
+        self.index = 0
+        self.total = None
+        self.run += 1
+        self._on_run()
+
+    def _by_timestep(self, timestep: object) -> None:
+        value = _as_float(timestep)
+        if value is None:
+            if self.run == 0:
+                self._restart([])
+            return
+        if self.run == 0 or self._turns_back(value) or self._calls >= _MOST_CALLS:
+            self._restart([value])
+        elif value != self._last:
+            self.index += 1
+            self._calls = 0
+            self._sigmas.append(value)
+        self._last = value
+
+    def _turns_back(self, value: float) -> bool:
+        """Noise levels go one way within a run."""
+        return len(self._sigmas) > 1 and (value - self._last) * (self._sigmas[1] - self._sigmas[0]) < 0
+
+
+def noise_levels(scheduler: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The timesteps of a scheduler's current schedule and the noise level sigma at each.
+
+    Flow matching and the Karras-style schedulers keep `sigmas`; for the DDPM family `σ = sqrt((1 − ᾱ)/ᾱ)`; where
+    neither is to be had, the timesteps stand in.
+    """
+    timesteps = _floats(_attribute(scheduler, "timesteps"))
+    sigmas = _floats(_attribute(scheduler, "sigmas"))
+    if len(timesteps) <= len(sigmas) <= len(timesteps) + 2:
+        return timesteps, sigmas[: len(timesteps)]
+    alphas = _floats(_attribute(scheduler, "alphas_cumprod"))
+    if alphas and all(-1 <= t < len(alphas) for t in timesteps):
+        bars = [max(alphas[max(int(t), 0)], 1e-12) for t in timesteps]
+        return timesteps, tuple(sqrt((1 - bar) / bar) for bar in bars)
+    return timesteps, timesteps
+
+
+def _attribute(owner: object, name: str) -> Any:
+    # Not plain getattr: diffusers' objects answer with a deprecation warning for names of their config.
+    if owner is None:
+        return None
+    found = vars(owner).get(name)
+    return getattr(owner, name) if found is None and hasattr(type(owner), name) else found
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    if isinstance(values, Tensor):
+        values = values.detach().flatten().tolist()
+    elif hasattr(values, "tolist"):
+        values = values.tolist()
+    return tuple(map(float, values)) if isinstance(values, (list, tuple)) else ()
+
+
+def _as_float(timestep: object) -> float | None:
+    if isinstance(timestep, Tensor):
+        # One timestep per sample or per token: frames that are given beforehand stand at 0.
+        return float(timestep.detach().max()) if timestep.numel() else None
+    return float(timestep) if isinstance(timestep, (int, float)) else None

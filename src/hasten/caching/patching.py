@@ -1,0 +1,72 @@
+"""Taps: reversible stand-ins for a callable of one instance, never of a class."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+# nn.Module.__call__ looks here first (Module.compile() uses the same slot). A tap in this slot stands outside of compiled
+# regions and of everything that replaces `forward` (offloading hooks), costs one attribute look-up, and is left out of
+# copies and pickles by nn.Module itself.
+CALL = "_compiled_call_impl"
+
+_ABSENT: Any = object()
+
+
+class Tap:
+    """Replaces the attribute `name` of `owner` by `around(inner, args, kwargs)`, until `remove()`.
+
+    A deep copy of a tapped object is plain: the copy holds what the tap stood before, bound to the copy.
+
+    Args:
+        owner: the instance; its class and other instances are not touched.
+        name: a method's name, or `CALL` for calls of a module.
+        around: gets the callable that was there before, and the call's arguments.
+    """
+
+    def __init__(self, owner: Any, name: str, around: Callable[[Callable[..., Any], Any, Any], Any]) -> None:
+        self._before = vars(owner).get(name, _ABSENT)
+        inner = getattr(owner, name)
+        self.inner: Callable[..., Any] = owner._call_impl if inner is None else inner
+        if name != CALL:
+            # Pipelines look at the signatures of `step` and `set_timesteps` to learn what these take.
+            functools.update_wrapper(self, self.inner, updated=())
+        self.owner = owner
+        self.name = name
+        self.around: Callable[[Callable[..., Any], Any, Any], Any] | None = around
+        vars(owner)[name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        around = self.around
+        if around is None:
+            return self.inner(*args, **kwargs)
+        return around(self.inner, args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.inner, memo)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether calls of the attribute still arrive here; something else may have been put over it."""
+        return vars(self.owner).get(self.name) is self
+
+    def remove(self) -> None:
+        """Put back what was there. Where something was put over the tap since, it only becomes transparent."""
+        self.around = None
+        if not self.in_place:
+            return
+        before = self._before
+        while isinstance(before, Tap) and before.around is None:
+            before = before._before
+        if before is _ABSENT:
+            del vars(self.owner)[self.name]
+        else:
+            vars(self.owner)[self.name] = before
+
+
+def is_tapped(owner: Any, name: str) -> bool:
+    """Whether a live tap stands before the attribute."""
+    found = vars(owner).get(name)
+    return isinstance(found, Tap) and found.around is not None

@@ -1,0 +1,225 @@
+"""What happened in a run: counts, reasons, bytes and seconds. No torch in here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One step of a run.
+
+    Attributes:
+        sigma: its noise level as the scheduler tells it.
+        computed: whether any of its denoiser calls was computed.
+        reason: why it was computed, or what it was predicted from.
+        seconds: time in its denoiser calls. On an accelerator this is the time to launch the work, which the device
+            may finish later.
+    """
+
+    index: int
+    sigma: float
+    computed: bool
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BranchRow:
+    """The calls of one denoiser for one purpose: conditional, unconditional, …
+
+    Attributes:
+        denoiser: its name in the pipeline.
+        branch: the pipeline's own name for it, or its number among the calls of a step.
+        site: where its skipped calls were left out.
+        reasons: how many of its calls were computed for which reason.
+        snapshot_bytes: the most memory that its snapshots took at a time.
+    """
+
+    denoiser: str
+    branch: str
+    site: str
+    computed: int
+    skipped: int
+    reasons: Mapping[str, int]
+    snapshot_bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """The last run of an accelerated denoiser.
+
+    Attributes:
+        runs: how many runs the handle has seen; 0 if none, and then everything else is empty.
+        method, site, predictor: what was used; where denoisers differ, all their sites.
+        steps: every step so far.
+        branches: every branch, in the order of their first calls.
+        notes: what was changed, and why, compared with what the plan asked for.
+        snapshot_bytes: the most memory that all snapshots together took at a time.
+        computed_call_seconds, skipped_call_seconds: median of one call of a denoiser; None where there was none.
+            See `StepRow.seconds` for what this is on an accelerator.
+    """
+
+    runs: int
+    method: str
+    site: str
+    predictor: str
+    steps: tuple[StepRow, ...]
+    branches: tuple[BranchRow, ...]
+    notes: tuple[str, ...]
+    snapshot_bytes: int
+    computed_call_seconds: float | None
+    skipped_call_seconds: float | None
+
+    @property
+    def computed(self) -> int:
+        """Denoiser calls that were computed."""
+        return sum(branch.computed for branch in self.branches)
+
+    @property
+    def skipped(self) -> int:
+        """Denoiser calls that were skipped."""
+        return sum(branch.skipped for branch in self.branches)
+
+    @property
+    def computed_steps(self) -> int:
+        return sum(step.computed for step in self.steps)
+
+    @property
+    def skipped_steps(self) -> int:
+        return len(self.steps) - self.computed_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            **asdict(self),
+            "computed": self.computed,
+            "skipped": self.skipped,
+            "computed_steps": self.computed_steps,
+            "skipped_steps": self.skipped_steps,
+        }
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return "no run yet"
+        lines = [
+            f"{self.method}: {self.computed_steps} of {len(self.steps)} steps computed, {self.skipped_steps} skipped "
+            f"(site {self.site}, {self.predictor})"
+        ]
+        for branch in self.branches:
+            why = ", ".join(f"{reason} {count}" for reason, count in branch.reasons.items())
+            lines.append(
+                f"  {branch.denoiser}, {branch.branch}: {branch.computed} computed ({why}), {branch.skipped} skipped, "
+                f"{branch.snapshot_bytes / 2**20:.2f} MiB of snapshots"
+            )
+        times = [
+            f"{kind} {1000 * seconds:.1f} ms"
+            for kind, seconds in (("computed", self.computed_call_seconds), ("skipped", self.skipped_call_seconds))
+            if seconds is not None
+        ]
+        lines.append(f"  median of a call: {', '.join(times)}")
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+class Book:
+    """The running account of one run, from which the report is made."""
+
+    def __init__(self) -> None:
+        self._steps: dict[int, StepRow] = {}
+        self._branches: dict[tuple[str, str], _Account] = {}
+        self._seconds: dict[bool, list[float]] = {True: [], False: []}
+        self.peak_bytes = 0
+
+    @property
+    def calls(self) -> int:
+        return sum(map(len, self._seconds.values()))
+
+    @property
+    def skipped(self) -> int:
+        return len(self._seconds[False])
+
+    def enter(
+        self,
+        where: tuple[str, str],
+        index: int,
+        sigma: float,
+        *,
+        computed: bool,
+        reason: str,
+        seconds: float,
+        site: str | None,
+    ) -> None:
+        """One call of a denoiser.
+
+        Args:
+            where: denoiser and branch.
+            site: where its snapshots are taken, once that is known.
+        """
+        self._seconds[computed].append(seconds)
+        account = self._branches.setdefault(where, _Account())
+        account.site = site or account.site
+        if computed:
+            account.reasons[reason] += 1
+        else:
+            account.skipped += 1
+        before = self._steps.get(index)
+        if before is None:
+            self._steps[index] = StepRow(index, sigma, computed, reason, seconds)
+        else:
+            if computed and not before.computed:
+                before = StepRow(index, sigma, True, reason, before.seconds)
+            self._steps[index] = StepRow(index, before.sigma, before.computed, before.reason, before.seconds + seconds)
+
+    def weigh(self, where: tuple[str, str], branch_bytes: int, all_bytes: int) -> None:
+        """What the snapshots take now."""
+        account = self._branches.setdefault(where, _Account())
+        account.peak_bytes = max(account.peak_bytes, branch_bytes)
+        self.peak_bytes = max(self.peak_bytes, all_bytes)
+
+    def reasons(self) -> Counter[str]:
+        """Why calls were computed, over all branches."""
+        return sum((account.reasons for account in self._branches.values()), Counter())
+
+    def report(self, *, runs: int, method: str, predictor: str, notes: tuple[str, ...]) -> Report:
+        """What there is to say so far."""
+        sites = dict.fromkeys(account.site for account in self._branches.values() if account.site)
+        return Report(
+            runs=runs,
+            method=method,
+            site=", ".join(sites) or "none",
+            predictor=predictor,
+            steps=tuple(self._steps[index] for index in sorted(self._steps)),
+            branches=tuple(
+                BranchRow(
+                    denoiser,
+                    branch,
+                    account.site,
+                    account.reasons.total(),
+                    account.skipped,
+                    dict(account.reasons),
+                    account.peak_bytes,
+                )
+                for (denoiser, branch), account in self._branches.items()
+            ),
+            notes=notes,
+            snapshot_bytes=self.peak_bytes,
+            computed_call_seconds=_median(self._seconds[True]),
+            skipped_call_seconds=_median(self._seconds[False]),
+        )
+
+
+class _Account:
+    def __init__(self) -> None:
+        self.site = ""
+        self.reasons: Counter[str] = Counter()
+        self.skipped = 0
+        self.peak_bytes = 0
+
+
+def _median(seconds: list[float]) -> float | None:
+    return median(seconds) if seconds else None

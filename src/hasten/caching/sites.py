@@ -1,0 +1,366 @@
+"""Sites: the part of a denoiser whose work a skipped step leaves out, and where its stand-in is read and written.
+
+A site does two things with a call of the denoiser: `compute` it, and take along the values that a later prediction needs;
+or `skip` it, with predicted values in the place of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hasten.caching.patching import CALL, Tap
+from hasten.caching.trees import Meta, replace, tensors
+from hasten.caching.wiring import Slot, Span, Watcher, Wiring, arguments, repeated_blocks
+
+Call = Callable[..., Any]
+Predict = Callable[[int, Tensor | None, torch.dtype], Tensor]
+"""(which of the cached values, what it is a change of, the number format wanted) → its stand-in."""
+
+Values = tuple[Tensor, ...]
+Blanks = dict[int, Any]
+"""What a branch's modules return, without values: by the position of the block, or 0 for the denoiser's own result."""
+
+
+class Unfit(Exception):
+    """The site does not fit this call; the message says why. Nothing was computed."""
+
+
+class Misfit(Unfit):
+    """The site turned out not to fit while the step was computed in full: the result is there all the same."""
+
+    def __init__(self, reason: str, result: Any) -> None:
+        super().__init__(reason)
+        self.result = result
+
+
+class Site(Protocol):
+    """Where a skipped step's work is left out."""
+
+    name: str
+
+    def compute(
+        self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, dtype: torch.dtype | None, *, keep: bool
+    ) -> tuple[Any, Values]:
+        """Call the denoiser; give its result and, with `keep`, the values to store.
+
+        Args:
+            blanks: written to, for `skip` of the same branch.
+            dtype: the number format of the values, None for the model's own.
+
+        Raises:
+            Unfit: this denoiser has no such site.
+        """
+        ...
+
+    def skip(self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, predict: Predict) -> Any:
+        """The denoiser's result with predicted values in it.
+
+        Raises:
+            Unfit: nothing came of it; compute instead.
+        """
+        ...
+
+
+class OutputSite:
+    """The whole denoiser: its result is predicted, and none of it runs."""
+
+    name = "output"
+
+    def compute(
+        self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, dtype: torch.dtype | None, *, keep: bool
+    ) -> tuple[Any, Values]:
+        result = inner(*args, **kwargs)
+        return result, self.values(result, blanks, dtype) if keep else ()
+
+    def values(self, result: Any, blanks: Blanks, dtype: torch.dtype | None) -> Values:
+        """What to store of a result: copies, because pipelines may write to what they get."""
+        try:
+            blanks[0] = _blank(result)
+        except TypeError as error:
+            raise Misfit(f"of what the denoiser returns, {error}", result) from None
+        return tuple(tensor.detach().to(dtype or tensor.dtype, copy=True) for tensor in tensors(result))
+
+    def skip(self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, predict: Predict) -> Any:
+        slots = iter(range(len(list(tensors(blanks[0])))))
+        return replace(blanks[0], lambda blank: predict(next(slots), None, blank.dtype))
+
+
+class SpanSite:
+    """One or more stacks of blocks: what they change is predicted, and the rest of the denoiser runs.
+
+    What is stored of a stream is its change on the way through the stack, so that what enters at the skipped step
+    still counts. The blocks are left out by taps on the instances; the denoiser's own code around them runs as it is.
+
+    Args:
+        model: the denoiser.
+        first, last: so many blocks at the start and at the end of the stack keep running.
+    """
+
+    def __init__(self, model: nn.Module, first: int = 0, last: int = 0) -> None:
+        self.name = "span" if first or last else "residual"
+        self._model = model
+        self._keep = (first, last)
+        self._taps: dict[nn.Module, Tap] = {}
+        self._live: _Computing | _Skipping | None = None
+        # By the sort of call: which optional arguments were given decides which way the model takes.
+        self._plans: dict[object, _Plan | str] = {}
+        self._checked: set[object] = set()
+
+    def arm(self) -> None:
+        """Put taps back that something else was put in the place of."""
+        for module, tap in list(self._taps.items()):
+            if not tap.in_place:
+                tap.remove()
+                self._tap(module)
+
+    def detach(self) -> None:
+        """Leave the blocks as they were."""
+        for tap in self._taps.values():
+            tap.remove()
+        self._taps = {}
+
+    def compute(
+        self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, dtype: torch.dtype | None, *, keep: bool
+    ) -> tuple[Any, Values]:
+        sort = _sort(args, kwargs)
+        plan = self._plans.get(sort)
+        if isinstance(plan, str):
+            raise Unfit(plan)
+        if plan is None:
+            result, values = self._watch(sort, inner, args, kwargs, blanks, dtype)
+        elif not keep:
+            return inner(*args, **kwargs), ()
+        else:
+            live = _Computing(plan, blanks, dtype)
+            result = self._run(live, inner, args, kwargs)
+            if not live.complete:
+                # The model went another way through its blocks than when it was watched: watch again.
+                del self._plans[sort]
+                return result, ()
+            values = tuple(live.values)
+        if values and sort not in self._checked:
+            self._check(sort, inner, args, kwargs, blanks, result, values)
+        return result, values
+
+    def skip(self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, predict: Predict) -> Any:
+        plan = self._plans.get(_sort(args, kwargs))
+        if not isinstance(plan, _Plan):
+            raise Unfit("called with other arguments than in the computed steps")
+        live = _Skipping(plan, blanks, predict)
+        result = self._run(live, inner, args, kwargs)
+        if not live.complete:
+            raise Unfit(_OTHER_BLOCKS)
+        return result
+
+    def _run(self, live: _Computing | _Skipping, inner: Call, args: Any, kwargs: Any) -> Any:
+        self._live = live
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            self._live = None
+
+    def _watch(
+        self, sort: object, inner: Call, args: Any, kwargs: Any, blanks: Blanks, dtype: torch.dtype | None
+    ) -> tuple[Any, Values]:
+        watcher = Watcher(repeated_blocks(self._model), *self._keep)
+        with watcher:
+            result = inner(*args, **kwargs)
+        watcher.returned(result)
+        wiring = watcher.wiring
+        if not wiring.spans:
+            self._plans[sort] = wiring.reason
+            raise Misfit(wiring.reason, result)
+        plan = self._plans[sort] = _Plan(wiring)
+        for role in plan.roles:
+            if role.module not in self._taps:
+                self._tap(role.module)
+            if role.position in watcher.blanks:
+                blanks[role.position] = watcher.blanks[role.position]
+        values: list[Tensor] = []
+        for span in wiring.spans:
+            ends = watcher.ends_of(span)
+            if ends is None or span.last not in blanks:
+                return result, ()  # the next computed step will be the first snapshot
+            first_args, first_kwargs, left = ends
+            values += _changes(span, _bases(span, first_args, first_kwargs), left, dtype)
+        return result, tuple(values)
+
+    def _check(
+        self, sort: object, inner: Call, args: Any, kwargs: Any, blanks: Blanks, result: Any, values: Values
+    ) -> None:
+        """Skip the very step that was computed, with its own values: the result has to be the same.
+
+        It costs as much as one skipped step and finds what watching cannot see: values that are read in an unseen way are
+        NaN here, and a block that does more than return its results is missed.
+        """
+
+        def exact(slot: int, base: Tensor | None, dtype: torch.dtype) -> Tensor:
+            return (values[slot] if base is None else base + values[slot]).to(dtype)
+
+        try:
+            again = self.skip(inner, args, kwargs, blanks, exact)
+            same = all(_close(one, other) for one, other in zip(tensors(again), tensors(result), strict=True))
+        except Unfit:
+            same = False
+        if not same:
+            self._plans[sort] = reason = "leaving its blocks out does not leave the rest as it was"
+            raise Misfit(reason, result)
+        self._checked.add(sort)
+
+    def _tap(self, module: nn.Module) -> None:
+        def around(inner: Call, args: Any, kwargs: Any) -> Any:
+            live = self._live
+            return inner(*args, **kwargs) if live is None else live.block(module, inner, args, kwargs)
+
+        self._taps[module] = Tap(module, CALL, around)
+
+
+class _Role(NamedTuple):
+    """What one call of a block has to do with the spans."""
+
+    module: nn.Module
+    position: int
+    span: Span | None
+    slot: int
+    """Where the span's streams begin among the stored values."""
+
+
+class _Plan:
+    """A wiring, laid out call by call for the blocks that bear taps."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        spans: dict[int, tuple[Span, int]] = {}
+        slot = 0
+        for span in wiring.spans:
+            spans |= dict.fromkeys(range(span.first, span.last + 1), (span, slot))
+            slot += len(span.streams)
+        tapped = {wiring.sequence[position] for position in spans}
+        # A module that is called in a span and once more elsewhere is in the sequence twice, the second time to run.
+        self.roles = tuple(
+            _Role(module, position, *spans.get(position, (None, 0)))
+            for position, module in enumerate(wiring.sequence)
+            if module in tapped
+        )
+
+
+class _Computing:
+    """A computed call as its blocks see it: they run, and what the spans change is taken along."""
+
+    def __init__(self, plan: _Plan, blanks: Blanks, dtype: torch.dtype | None) -> None:
+        self._roles = plan.roles
+        self._cursor = 0
+        self._blanks = blanks
+        self._dtype = dtype
+        self._bases: list[Tensor | None] = []
+        self._lost = False
+        self.values: list[Tensor] = []
+
+    @property
+    def complete(self) -> bool:
+        """Whether the blocks that were expected have been called, and no others."""
+        return not self._lost and self._cursor == len(self._roles)
+
+    def block(self, module: nn.Module, inner: Call, args: Any, kwargs: Any) -> Any:
+        cursor = self._cursor
+        self._cursor = cursor + 1
+        if self._lost or cursor >= len(self._roles) or self._roles[cursor].module is not module:
+            self._lost = True
+            return inner(*args, **kwargs)
+        _, position, span, _ = self._roles[cursor]
+        if span is not None and position == span.first:
+            try:
+                self._bases = _bases(span, args, kwargs)
+            except Unfit:
+                self._lost = True
+        result = inner(*args, **kwargs)
+        if span is not None and not self._lost:
+            if position not in self._blanks:
+                self._blanks[position] = _blank(result)
+            if position == span.last:
+                self.values += _changes(span, self._bases, result, self._dtype)
+                self._bases = []
+        return result
+
+
+class _Skipping:
+    """A skipped call as its blocks see it: the first of a span predicts, the last returns that, and none runs."""
+
+    def __init__(self, plan: _Plan, blanks: Blanks, predict: Predict) -> None:
+        self._roles = plan.roles
+        self._cursor = 0
+        self._blanks = blanks
+        self._predict = predict
+        self._stand_ins: dict[int, Tensor] = {}
+
+    @property
+    def complete(self) -> bool:
+        return self._cursor == len(self._roles)
+
+    def block(self, module: nn.Module, inner: Call, args: Any, kwargs: Any) -> Any:
+        cursor = self._cursor
+        self._cursor = cursor + 1
+        if cursor >= len(self._roles) or self._roles[cursor].module is not module:
+            raise Unfit(_OTHER_BLOCKS)
+        _, position, span, slot = self._roles[cursor]
+        if span is None:
+            return inner(*args, **kwargs)
+        if position not in self._blanks:
+            raise Unfit("no computed step has shown what its blocks return")
+        if position == span.first:
+            wanted = list(tensors(self._blanks[span.last]))
+            self._stand_ins = {
+                stream.out: self._predict(slot + offset, base, wanted[stream.out].dtype)
+                for offset, (stream, base) in enumerate(zip(span.streams, _bases(span, args, kwargs), strict=True))
+            }
+        if position != span.last:
+            return self._blanks[position]
+        outputs = iter(range(len(list(tensors(self._blanks[position])))))
+        return replace(self._blanks[position], lambda blank: self._stand_ins.get(next(outputs), blank))
+
+
+_OTHER_BLOCKS = "other blocks are called than in the computed steps"
+
+
+def _bases(span: Span, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor | None]:
+    """What enters a span, stream by stream; None for a stream that begins inside."""
+    return [None if stream.into is None else _argument(stream.into, args, kwargs) for stream in span.streams]
+
+
+def _argument(slot: Slot, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    for name, value in arguments(args, kwargs):
+        if name == slot and isinstance(value, Tensor):
+            return value
+    raise Unfit("its blocks are called with other arguments than in the computed steps")
+
+
+def _changes(span: Span, bases: list[Tensor | None], left: Any, dtype: torch.dtype | None) -> Iterator[Tensor]:
+    """What a span did to its streams."""
+    outputs = list(tensors(left))
+    for stream, base in zip(span.streams, bases, strict=True):
+        after = outputs[stream.out].detach()
+        store = dtype or after.dtype
+        if base is None:
+            yield after.to(store, copy=True)
+        else:
+            # In the wider of the two formats: a difference of two bfloat16 has few digits left as it is.
+            yield torch.sub(after.to(torch.promote_types(after.dtype, store)), base.detach()).to(store)
+
+
+def _blank(tree: Any) -> Any:
+    return replace(tree, lambda tensor: Meta.of(tensor).blank())
+
+
+def _sort(args: Sequence[Any], kwargs: dict[str, Any]) -> object:
+    return tuple((slot, value is None) for slot, value in arguments(args, kwargs))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    if not other.is_floating_point():
+        return torch.equal(one, other)
+    tolerance = 0.05 if torch.finfo(other.dtype).bits <= 16 else 0.002
+    difference = torch.linalg.vector_norm(one.float() - other.float())
+    return bool(difference <= tolerance * torch.linalg.vector_norm(other.float()))

@@ -1,0 +1,68 @@
+"""Structures that hold tensors: what a module takes and returns, taken apart and put together again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Meta(NamedTuple):
+    """A tensor without its values."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Meta:
+        return cls(tensor.shape, tensor.dtype, tensor.device)
+
+    def blank(self) -> Tensor:
+        """A tensor of this shape that takes the memory of one number.
+
+        It holds NaN where it can, so that a value that was believed to be read by nobody cannot be read unnoticed.
+        """
+        value = float("nan") if self.dtype.is_floating_point else 0
+        return torch.full((), value, dtype=self.dtype, device=self.device).expand(self.shape)
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from tensors(value)
+    elif isinstance(tree, (tuple, list)):
+        for value in tree:
+            yield from tensors(value)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        for field in dataclasses.fields(tree):
+            yield from tensors(getattr(tree, field.name))
+
+
+def replace(tree: Any, function: Callable[[Tensor], Any]) -> Any:
+    """The same structure with every tensor replaced by what `function` makes of it, in the order of `tensors`.
+
+    Raises:
+        TypeError: a part of the structure can neither be a constant nor be built again.
+    """
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if tree is None or isinstance(tree, (bool, int, float, str, torch.dtype, torch.device)):
+        return tree
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        # Before mappings: diffusers' outputs are both.
+        values = {field.name: replace(getattr(tree, field.name), function) for field in dataclasses.fields(tree)}
+        return type(tree)(**values)
+    if isinstance(tree, Mapping):
+        return type(tree)({key: replace(value, function) for key, value in tree.items()})  # type: ignore[call-arg]
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(replace(value, function) for value in tree))
+    if type(tree) in (tuple, list):
+        return type(tree)(replace(value, function) for value in tree)
+    raise TypeError(f"a {type(tree).__name__} in it cannot be built again")
