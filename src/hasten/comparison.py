@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from hasten.caching.methods import resolve
 from hasten.errors import HastenError
 from hasten.files import image_name, write_new
 from hasten.generation import REFERENCE, OnProgress, Result, Session
@@ -59,11 +61,11 @@ class Comparison:
                 Panel(
                     self.accelerated.image,
                     accelerated.method,
-                    f"{accelerated.steps.computed} computed, {fast}, {self.speedup:.2f}×",
+                    f"{accelerated.steps.computed} computed, {fast}, {self.speedup:.2f}x",
                 ),
                 Panel(
                     difference(self.accelerated.image, self.reference.image, GAIN),
-                    f"difference ×{GAIN}",
+                    f"difference x{GAIN}",
                     f"{fidelity}, SSIM {_figure(self.quality.ssim, 4)}",
                 ),
             ]
@@ -127,13 +129,16 @@ def stream_comparisons(
 
 def _warm_up(session: Session, progress: OnProgress | None) -> None:
     """A few steps each way: first calls choose kernels and fill caches that every later call finds ready."""
-    plan = session.plan
-    # A mask names steps of the whole schedule; a shorter one would not fit it.
-    masked = plan.cache is not None and plan.cache.mask is not None
-    steps = None if masked else min(4, plan.generation.num_inference_steps)
-    for accelerated in (False, True):
-        prompt, seed = session.jobs[0]
-        session.run(prompt, seed, accelerated=accelerated, steps=steps, images=1, label="warm-up", progress=progress)
+    settings = resolve(session.plan.cache) if session.plan.cache is not None else None
+    # As many as make at least one step skipped. A mask names steps of the whole schedule and fits no shorter one.
+    steps = session.plan.generation.num_inference_steps
+    if settings is not None and settings.mask is None:
+        steps = min(steps, settings.first_enhance + settings.cooldown + 2)
+    prompt, seed = session.jobs[0]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="hasten skipped nothing")  # the real runs will say so
+        for way in (False, True):
+            session.run(prompt, seed, accelerated=way, steps=steps, images=1, label="warm-up", progress=progress)
 
 
 def _one(session: Session, prompt: str, seed: int, rounds: int, number: int, progress: OnProgress | None) -> Comparison:

@@ -15,12 +15,13 @@ from PIL import Image
 from hasten import record as records
 from hasten._version import __version__
 from hasten.calling import call_arguments, pixels_of
-from hasten.devices import PeakMemory, clean_up, device_name
-from hasten.errors import HastenError
+from hasten.devices import DTYPES, PeakMemory, clean_up, device_name
+from hasten.errors import HastenError, PlanError
 from hasten.files import check_writable, image_name, write_new
 from hasten.images import grid, save_png, to_pil
 from hasten.models import complete_plan
 from hasten.plan import Output, Plan, load_plan
+from hasten.plan.resolved import resolved_dict
 from hasten.record import Record
 from hasten.stages import StageWatch
 
@@ -152,8 +153,12 @@ class Session:
         if not prompts:
             raise HastenError("there is no prompt")
         plan = load_plan(plan)
-        if pipe is None:  # of a pipeline that was given, the plan knows nothing
+        if pipe is None:
             plan = complete_plan(plan)
+        elif "model" not in plan.model_fields_set:
+            # A pipeline that was given may be any; the plan's default would name the wrong one in the record.
+            source = getattr(getattr(pipe, "config", None), "_name_or_path", None)
+            plan = plan.model_copy(update={"model": str(source or type(pipe).__name__)})
         if save:
             check_writable(plan.io.out)
         if pipe is None:
@@ -216,7 +221,7 @@ class Session:
             if progress is None:
                 return
             done = watch.steps_done
-            skipped = handle.counts()[1] if handle is not None else 0
+            skipped = handle.report().skipped_steps if handle is not None else 0
             progress(
                 Progress(
                     label=label or method,
@@ -250,13 +255,18 @@ class Session:
                 f"{self.device} ran out of memory: make a smaller image (--width, --height), use --dtype bf16 or fp16, "
                 "or bound the cache with --cache-size MiB"
             ) from error
+        except ValueError as error:
+            if isinstance(error, HastenError) or watch.steps_total:
+                raise
+            # Before the schedule is set, a pipeline checks its inputs and nothing else.
+            raise HastenError(f"{type(self.pipe).__name__} refuses these settings: {error}") from error
         notes = list(call.notes)
         if not bool(torch.isfinite(pixels).all()):
             notes.append(
                 "the image holds NaN or infinity: the dtype may be too narrow for this model, try bf16 or fp32"
             )
             pixels = pixels.nan_to_num(0.0)
-        skipped = report.skipped if report is not None else 0
+        skipped = report.skipped_steps if report is not None else 0
         done = watch.steps_done or plan.generation.num_inference_steps
         record = Record(
             prompt=prompt,
@@ -265,7 +275,7 @@ class Session:
             height=pixels.shape[-2],
             frames=len(pixels),
             method=method,
-            plan=_plan_of_one(plan, seed),
+            plan=_plan_of_one(plan, seed, _dtype_name(self.pipe)),
             model=_describe_model(plan, self.pipe),
             device=_describe_device(self.pipe, self.device),
             versions=versions(),
@@ -301,11 +311,22 @@ def versions() -> dict[str, str]:
     }
 
 
-def _plan_of_one(plan: Plan, seed: int) -> Plan:
-    """The plan that makes this one image again."""
-    generation = plan.generation.model_copy(update={"num_images": 1})
-    # The folder is of this machine and may name its user; it says nothing of the image.
-    return plan.model_copy(update={"seed": seed, "generation": generation, "io": Output()})
+def _plan_of_one(plan: Plan, seed: int, dtype: str) -> Plan:
+    """The plan that makes this one image again, also where another machine or hasten has other defaults."""
+    values = resolved_dict(plan)
+    if plan.cache is not None:
+        # A site that was not asked for is a wish, which falls back where a model cannot fulfil it; it has to stay one.
+        for name in ("site", "span"):
+            if getattr(plan.cache, name) is None:
+                values["cache"].pop(name, None)
+    values["precision"] = {"dtype": dtype}
+    values["generation"]["num_images"] = 1
+    values["seed"] = seed
+    values["io"] = {}  # the folder is of this machine and may name its user; it says nothing of the image
+    try:
+        return load_plan(values)
+    except PlanError:  # a default that does not fit so few steps was bent where it ran, not in the plan
+        return plan.model_copy(update={"seed": seed, "io": Output()})
 
 
 def _describe_model(plan: Plan, pipe: Any) -> records.Model:
@@ -322,6 +343,11 @@ def _describe_model(plan: Plan, pipe: Any) -> records.Model:
         denoisers=denoisers,
         scheduler=type(scheduler).__name__ if scheduler is not None else None,
     )
+
+
+def _dtype_name(pipe: Any) -> str:
+    dtype = getattr(pipe, "dtype", torch.float32)
+    return next((name for name, known in DTYPES.items() if known is dtype), "auto")
 
 
 def _describe_device(pipe: Any, device: torch.device) -> records.Device:

@@ -61,10 +61,10 @@ def difference(image: Image.Image, reference: Image.Image, gain: float = 10) -> 
 
 
 def side_by_side(panels: Sequence[Panel], panel_size: int = 384) -> Image.Image:
-    """Panels in a row, each under its title. Small images are enlarged by whole factors, so that no pixel is invented.
+    """Panels in a row, each under its title. Small images are enlarged by whole factors: no pixel is invented.
 
     Args:
-        panels: images of one size.
+        panels: images of one size; titles in Latin letters, since Pillow's own font has no others, and no ×.
         panel_size: wanted width of a panel, in pixels; an image that is larger already keeps its size.
     """
     factor = max(1, round(panel_size / panels[0].image.width))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,19 @@ def _in(dtype: torch.dtype) -> dict[str, torch.dtype]:
     return {"dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype": dtype}
 
 
+class _NoNoise(logging.Filter):
+    """Drops messages about things that are as they should be, or that an error of our own says better."""
+
+    noise = ("requires torchvision (not installed)", "Couldn't connect to the Hub", "Will try to load from local cache")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not any(text in message for text in self.noise)
+
+
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Switch off the loading bars of diffusers and transformers for a while; their warnings stay."""
+    """Switch off the loading bars of diffusers and transformers for a while, and known noise; their warnings stay."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 
@@ -75,9 +86,15 @@ def quiet_loading() -> Iterator[None]:
     ]
     for module in shown:
         module.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
+    noise = _NoNoise()
+    handlers = [handler for name in ("diffusers", "transformers") for handler in logging.getLogger(name).handlers]
+    for handler in handlers:
+        handler.addFilter(noise)
     try:
         yield
     finally:
+        for handler in handlers:
+            handler.removeFilter(noise)
         for module in shown:
             module.enable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
 
@@ -100,7 +117,7 @@ def pipeline_class(folder: Path) -> type[Any]:
         raise LoadError(
             f"{file} names {name}, which diffusers {diffusers.__version__} does not have: upgrade diffusers"
         )
-    return kind  # type: ignore[no-any-return]
+    return kind
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, pickle: bool) -> Any:

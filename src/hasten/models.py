@@ -72,9 +72,14 @@ def locate(model: str) -> Located:
         return Located("file", path.stem, _weights_file(path))
     if _HUB_ID.fullmatch(model) and not model.startswith((".", "~")) and path.suffix != ".safetensors":
         return Located("hub", model, None)
-    near = difflib.get_close_matches(model.lower(), bundled, n=1)
+    default = str(Plan.model_fields["model"].default)
+    if model == default:
+        raise LoadError(
+            f"the bundled model {model!r} is not in this installation ({bundled_folder()}): install hasten anew"
+        )
+    near = difflib.get_close_matches(model.lower(), {default, *bundled}, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    known = f"bundled here: {', '.join(bundled)}" if bundled else "no bundled model is in this installation"
+    known = f"bundled here: {', '.join(bundled) or 'none'}"
     raise LoadError(
         f"model {model!r} not found{hint} ({known}; otherwise a diffusers folder, a .safetensors file, "
         "or a hub id like Qwen/Qwen-Image)"

@@ -118,9 +118,8 @@ class Record(_Part):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise HastenError(
-                f"this is no record that hasten {__version__} can read: {place}: {first['msg']}"
-            ) from error
+            what = f"{place}: {first['msg']}" if place else first["msg"]
+            raise HastenError(f"this is no record that hasten {__version__} can read: {what}") from error
 
     def parameters(self) -> str:
         """The record in A1111's form: prompt, negative prompt, one line of settings."""

@@ -157,14 +157,18 @@ def resolve_plan(
 
     if file is not None and preset is not None:
         raise HastenError("--plan and --preset both name a whole plan: give one of them")
-    overrides = {FLAGS[name].replace(".", "__"): value for name, value in flags.items()}
+    typed = {FLAGS[name]: (f"{_option(name)} {value}", value) for name, value in flags.items()}
     if reference:
-        spare = [f"--{name.replace('_', '-')}" for name in flags if FLAGS[name].startswith("cache.")]
+        spare = [_option(name) for name in flags if FLAGS[name].startswith("cache.")]
         if spare:
             raise HastenError(f"--disable-taylorseer skips nothing, so there is no use for {', '.join(spare)}")
-        overrides["cache"] = None
+        typed["cache"] = ("--disable-taylorseer", None)
     source: Path | str = file if file is not None else preset or DEFAULT_PRESET
-    return build_plan(source, sets, overrides, caller="hasten generate")
+    return build_plan(source, sets, {}, caller="hasten generate", flags=typed)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def collect_prompts(arguments: Sequence[str], options: Sequence[str], *, quiet: bool) -> list[str]:

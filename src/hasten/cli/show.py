@@ -76,6 +76,7 @@ def _print_details(record: Record) -> None:
         f"({times.per_step:.3f} s/it), decode {times.decode:.2f}; "
         f"peak memory {_mebibytes(record.memory.peak_bytes)} ({record.memory.source})",
         highlight=False,
+        soft_wrap=True,
     )
     if record.report is not None:
         steps = record.steps
@@ -83,7 +84,7 @@ def _print_details(record: Record) -> None:
         snapshots = snapshot_bytes(record)
         if snapshots is not None:
             line += f"; snapshots {_mebibytes(snapshots)}"
-        err.print(line, highlight=False)
+        err.print(line, highlight=False, soft_wrap=True)
     for note in record.notes:
         err.print(Text(f"  note: {note}", style="yellow"), soft_wrap=True)
 
@@ -125,6 +126,7 @@ def print_comparison(comparison: Comparison) -> None:
         f"  medians of {rounds} round(s) each, in turn, after a warm-up; {accelerated.device.name}, "
         f"{accelerated.device.dtype}",
         highlight=False,
+        soft_wrap=True,
     )
 
 

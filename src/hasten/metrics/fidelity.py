@@ -83,9 +83,9 @@ def psnr(image: Picture, reference: Picture) -> float:
 def ssim(image: Picture, reference: Picture) -> float:
     """Structural similarity, 1 for identical pictures: mean over channels and all places of an 11-pixel window.
 
-    Gaussian window of sigma 1.5, k1 = 0.01, k2 = 0.03, population statistics. Wang et al., 2004,
-    "Image quality assessment: from error visibility to structural similarity". Pictures with a side below 11 pixels
-    are measured with the largest odd window that fits.
+    Gaussian window of sigma 1.5, k1 = 0.01, k2 = 0.03, population statistics, borders reflected (torchmetrics'
+    convention; the paper leaves borders out). Wang et al., 2004, "Image quality assessment: from error visibility to
+    structural similarity". Pictures with a side below 11 pixels are measured with the largest odd window that fits.
 
     Returns:
         At most 1; nan where either picture holds NaN or infinity.
@@ -103,11 +103,12 @@ def ssim(image: Picture, reference: Picture) -> float:
     bell = bell / bell.sum()
 
     def blur(x: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.pad(x, (side // 2,) * 4, mode="reflect")
         x = torch.nn.functional.conv2d(x, bell.view(1, 1, 1, side))
         return torch.nn.functional.conv2d(x, bell.view(1, 1, side, 1))
 
     mean_a, mean_b = blur(a), blur(b)
-    variance_a, variance_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    variance_a, variance_b = ((blur(x * x) - mean**2).clamp_min(0) for x, mean in ((a, mean_a), (b, mean_b)))
     covariance = blur(a * b) - mean_a * mean_b
     c1, c2 = 0.01**2, 0.03**2
     likeness = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)

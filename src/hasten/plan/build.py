@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from hasten.errors import PlanError
 from hasten.plan.checks import cross_check
 from hasten.plan.messages import wrong
-from hasten.plan.overlay import Overlay, read_source
+from hasten.plan.overlay import Origin, Overlay, read_source
 from hasten.plan.schema import DEFERRED, Plan
 
 
@@ -42,6 +42,7 @@ def build_plan(
     *,
     caller: str,
     own_steps: bool = False,
+    flags: Mapping[str, tuple[str, Any]] | None = None,
 ) -> Plan:
     """`load_plan` for another public function, whose name the messages then bear.
 
@@ -49,6 +50,7 @@ def build_plan(
         caller: the name in `accelerate(..., intervall=4): …`.
         own_steps: the number of steps is decided elsewhere (by a pipeline that the user calls), so that the plan's
             default for it makes nothing impossible.
+        flags: a command's options, laid last: dotted key → (as it was typed, such as `--steps 20`; the value).
 
     Raises:
         PlanError: as `load_plan`.
@@ -59,6 +61,9 @@ def build_plan(
         overlay.put_set(text)
     for keyword, value in overrides.items():
         overlay.put_keyword(keyword, value, caller)
+    for key, (typed, value) in (flags or {}).items():
+        origin = Origin(typed, names_key=True)
+        overlay.put(tuple(key.split(".")), value, lambda _, origin=origin: origin)
     return _finish(overlay, own_steps=own_steps)
 
 
