@@ -1,4 +1,4 @@
-"""Untrained parts of the bundled `scenes-qwen` pipeline: the classes of Qwen-Image, at a hundredth of a percent of its size."""
+"""Untrained parts of the bundled `scenes-qwen` pipeline: the classes of Qwen-Image, much smaller."""
 
 from __future__ import annotations
 
@@ -56,10 +56,14 @@ def build_tokenizer(vocabulary_size: int = 640) -> Qwen2Tokenizer:
 
     trained = json.loads(tokenizer.to_str())["model"]
     qwen = Qwen2Tokenizer(vocab=trained["vocab"], merges=[tuple(pair) for pair in trained["merges"]])
-    qwen.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS[1:]], special_tokens=True)
+    qwen.add_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS[1:]], special_tokens=True
+    )
     prefix = qwen(TEMPLATE.split("{}")[0]).input_ids
     if len(prefix) != PREFIX_TOKENS:
-        raise RuntimeError(f"the prompt template's prefix takes {len(prefix)} tokens, QwenImagePipeline drops {PREFIX_TOKENS}")
+        raise RuntimeError(
+            f"the prompt template's prefix takes {len(prefix)} tokens, QwenImagePipeline drops {PREFIX_TOKENS}"
+        )
     return qwen
 
 

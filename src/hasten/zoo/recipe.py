@@ -9,25 +9,29 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
-from hasten.metrics.scenes import Score, parse, read, score
+from hasten.metrics.scenes import read, score
 from hasten.zoo import train_denoiser
 from hasten.zoo.architecture import NATIVE_SIZE, build_scheduler, build_tokenizer
-from hasten.zoo.scenes import VOCABULARIES, caption, sample_scene
+from hasten.zoo.evaluation import held_out_prompts, summary
+from hasten.zoo.scenes import VOCABULARIES
 from hasten.zoo.train_denoiser import Data, Schedule, Trainer, sample
 from hasten.zoo.train_text import train_text
 from hasten.zoo.train_vae import train_vae
 from hasten.zoo.training import LossCurve
 
-if TYPE_CHECKING:
-    from diffusers import QwenImagePipeline
-
-NATIVE = {"height": NATIVE_SIZE, "width": NATIVE_SIZE, "num_inference_steps": 50, "true_cfg_scale": 3.0, "negative_prompt": " "}
+NATIVE = {
+    "height": NATIVE_SIZE,
+    "width": NATIVE_SIZE,
+    "num_inference_steps": 50,
+    "true_cfg_scale": 3.0,
+    "negative_prompt": " ",
+}
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,21 @@ class Recipe:
     seed: int = 0
     compiled: bool = True
 
-
-def held_out_prompts(count: int, vocabulary: str, seed: int = 1234) -> list[str]:
-    """Captions of scenes that training never draws, in the training distribution's mix of one, two and three objects."""
-    rng = random.Random(seed)
-    return [caption(sample_scene(rng, VOCABULARIES[vocabulary], held_out=True), rng) for _ in range(count)]
+    @classmethod
+    def for_device(cls, device: str, workers: int | None = None) -> Recipe:
+        """The recipe for a kind of device: few words and two workers on CPU, all words and large batches elsewhere."""
+        if device == "cpu":
+            return cls(workers=workers or min(4, os.cpu_count() or 1))
+        return cls(
+            "full",
+            vae_steps=4000,
+            vae_batch=128,
+            text_steps=3000,
+            text_batch=512,
+            workers=1,
+            device=device,
+            denoiser=Schedule(low_steps=8000, high_steps=8000, low_batch=768, high_batch=256),
+        )
 
 
 def train(folder: Path, recipe: Recipe, quiet: bool = False) -> Path:
@@ -61,20 +75,27 @@ def train(folder: Path, recipe: Recipe, quiet: bool = False) -> Path:
     Interrupt it when you like: the next call goes on from the last checkpoint of the stage it was in.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(max(1, torch.get_num_threads() // recipe.workers) if recipe.device == "cpu" else torch.get_num_threads())
+    (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+    torch.set_num_threads(
+        max(1, torch.get_num_threads() // recipe.workers) if recipe.device == "cpu" else torch.get_num_threads()
+    )
     vocabulary = VOCABULARIES["full"]  # for words and pixels; the denoiser alone is taught the recipe's vocabulary
     tokenizer = build_tokenizer()
     if not (folder / "tokenizer").exists():
         tokenizer.save_pretrained(folder / "tokenizer")
     if not (folder / "text_encoder").exists():
-        encoder = train_text(folder, tokenizer, vocabulary, recipe.text_steps, recipe.text_batch, recipe.device, recipe.seed, quiet)
+        encoder = train_text(
+            folder, tokenizer, vocabulary, recipe.text_steps, recipe.text_batch, recipe.device, recipe.seed, quiet
+        )
         encoder.save_pretrained(folder / "text_encoder")
     if not (folder / "vae").exists():
-        vae = train_vae(folder, vocabulary, recipe.vae_steps, recipe.vae_batch, recipe.device, recipe.seed, quiet, recipe.compiled)
+        vae = train_vae(
+            folder, vocabulary, recipe.vae_steps, recipe.vae_batch, recipe.device, recipe.seed, quiet, recipe.compiled
+        )
         vae.save_pretrained(folder / "vae")
     if recipe.workers > 1:
         with tempfile.TemporaryDirectory() as meeting:
-            mp.spawn(_worker, (folder, recipe, quiet, f"file://{meeting}/store"), nprocs=recipe.workers)
+            spawn(_worker, (folder, recipe, quiet, f"file://{meeting}/store"), nprocs=recipe.workers)
     else:
         _train_denoiser(folder, recipe, quiet)
     return assemble(folder, folder / "pipeline")
@@ -103,8 +124,17 @@ def _train_denoiser(folder: Path, recipe: Recipe, quiet: bool) -> None:
         curve.add({"step": trainer.step, "size": size, **summary(scores)})
 
     model = train_denoiser.train_denoiser(
-        folder, data, recipe.denoiser, recipe.device, recipe.seed, quiet, recipe.width, recipe.layers, recipe.compiled,
-        recipe.decay, look,
+        folder,
+        data,
+        recipe.denoiser,
+        recipe.device,
+        recipe.seed,
+        quiet,
+        recipe.width,
+        recipe.layers,
+        recipe.compiled,
+        recipe.decay,
+        look,
     )
     if rank == 0:
         model.save_pretrained(folder / "transformer")
@@ -121,29 +151,17 @@ def load_parts(folder: Path, device: str) -> tuple[Any, Any, Any]:
     return tokenizer, encoder.requires_grad_(False), vae.requires_grad_(False)
 
 
-def summary(scores: list[Score]) -> dict[str, float]:
-    """Shares over many scores: prompts fully right, and what went wrong in the others."""
-    count = len(scores)
-    related = [s.relations for s in scores if s.relations is not None]
-    return {
-        "right": sum(s.right for s in scores) / count,
-        "objects": sum(s.objects for s in scores) / count,
-        "colours": sum(s.colours for s in scores) / count,
-        "shapes": sum(s.shapes for s in scores) / count,
-        "relations": sum(related) / len(related) if related else float("nan"),
-        "background": sum(s.background for s in scores) / count,
-        "extra": sum(s.extra > 0 for s in scores) / count,
-    }
-
-
 def assemble(folder: Path, target: Path, dtype: torch.dtype = torch.float16) -> Path:
-    """Put a run's parts together as an ordinary diffusers folder with `hasten.json` (its native settings) beside them."""
+    """Put a run's parts together as an ordinary diffusers folder and `hasten.json`, its native settings."""
     from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
 
     tokenizer, encoder, vae = load_parts(folder, "cpu")
     transformer = QwenImageTransformer2DModel.from_pretrained(folder / "transformer")
     pipe = QwenImagePipeline(
-        scheduler=build_scheduler(), vae=vae.to(dtype), text_encoder=encoder.to(dtype), tokenizer=tokenizer,
+        scheduler=build_scheduler(),
+        vae=vae.to(dtype),
+        text_encoder=encoder.to(dtype),
+        tokenizer=tokenizer,
         transformer=transformer.to(dtype),
     )
     partial = target.with_name(target.name + ".partial")
@@ -151,26 +169,5 @@ def assemble(folder: Path, target: Path, dtype: torch.dtype = torch.float16) -> 
     pipe.save_pretrained(partial)
     (partial / "hasten.json").write_text(json.dumps(NATIVE, indent=1) + "\n")
     shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
+    partial.replace(target)
     return target
-
-
-def evaluate(pipe: QwenImagePipeline, prompts: list[str], batch: int = 8, seed: int = 0, **settings: Any) -> list[tuple[str, Any, Score]]:
-    """Generate a picture for every prompt with nothing skipped and read it: (prompt, picture, score) for each."""
-    rows = []
-    arguments = {**NATIVE, **settings}
-    negative = arguments.pop("negative_prompt")
-    for start in range(0, len(prompts), batch):
-        chunk = prompts[start : start + batch]
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chunk))]
-        images = pipe(prompt=chunk, negative_prompt=[negative] * len(chunk), generator=generators, **arguments).images
-        rows += [(prompt, image, score(prompt, image)) for prompt, image in zip(chunk, images, strict=True)]
-    return rows
-
-
-def describe(recipe: Recipe) -> str:
-    """The recipe as JSON, for the record beside a run."""
-    return json.dumps(asdict(recipe), indent=1)
-
-
-__all__ = ["Recipe", "assemble", "describe", "evaluate", "held_out_prompts", "load_parts", "parse", "summary", "train"]

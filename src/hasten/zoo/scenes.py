@@ -40,7 +40,11 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "orange": (250, 130, 20),
     "pink": (250, 130, 180),
 }
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (250, 250, 250), "gray": (128, 128, 128), "black": (15, 15, 15)}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (250, 250, 250),
+    "gray": (128, 128, 128),
+    "black": (15, 15, 15),
+}
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "star", "diamond")
 SIZES: dict[str, float] = {"small": 0.11, "": 0.15, "large": 0.19}  # circumradius as a share of the picture
 
@@ -174,15 +178,20 @@ class Placed:
 def arrange(scene: Scene, rng: random.Random | None = None) -> list[Placed]:
     """Give every thing a place that satisfies the relations, jittered when `rng` is given."""
     gap = 0.23
-    pair = DIRECTION[scene.relation or (rng.choice(("left of", "right of")) if rng else "left of")]
-    places = [(0.0, 0.0)] if len(scene.things) == 1 else [(pair[0] * gap, pair[1] * gap), (-pair[0] * gap, -pair[1] * gap)]
+    beside: tuple[Relation, ...] = ("left of", "right of")
+    pair = DIRECTION[scene.relation or (rng or random.Random(0)).choice(beside)]
+    places = (
+        [(0.0, 0.0)] if len(scene.things) == 1 else [(pair[0] * gap, pair[1] * gap), (-pair[0] * gap, -pair[1] * gap)]
+    )
     if scene.third_relation:
         dx, dy = DIRECTION[scene.third_relation]
         places = [(x + dx * gap, y + dy * gap) for x, y in places] + [(-dx * gap, -dy * gap)]
     spread = 0.10 if len(places) == 1 else 0.03
     placed = []
     for thing, (x, y) in zip(scene.things, places, strict=True):
-        jitter = (rng.uniform(-spread, spread), rng.uniform(-spread, spread), rng.uniform(0.94, 1.06)) if rng else (0, 0, 1)
+        jitter = (
+            (rng.uniform(-spread, spread), rng.uniform(-spread, spread), rng.uniform(0.94, 1.06)) if rng else (0, 0, 1)
+        )
         placed.append(
             Placed(thing.shape, thing.colour, 0.5 + x + jitter[0], 0.5 + y + jitter[1], SIZES[thing.size] * jitter[2])
         )
@@ -223,8 +232,13 @@ def coverage(shape: str, x: float, y: float, radius: float, size: int) -> torch.
     return (0.5 - _distances(u, v)[SHAPES.index(shape)] * radius * size).clamp(0, 1)
 
 
-def draw(scenes: list[list[Placed]], backgrounds: list[str], size: int, device: str | torch.device = "cpu",
-         textures: list[str] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(
+    scenes: list[list[Placed]],
+    backgrounds: list[str],
+    size: int,
+    device: str | torch.device = "cpu",
+    textures: list[str] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw a batch of arranged scenes.
 
     Returns pixels, float32 [batch, 3, size, size] in −1…1, and labels, int64 [batch, size, size]:

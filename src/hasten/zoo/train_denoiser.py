@@ -11,6 +11,7 @@ import math
 import random
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,15 @@ class PlainAttention:
     On CPUs this trains twice as fast as complex rotations and the flash kernel's backward pass.
     """
 
-    def __call__(self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor,
-                 encoder_hidden_states_mask: torch.Tensor, image_rotary_emb: tuple[torch.Tensor, torch.Tensor],
-                 attention_mask: None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states_mask: torch.Tensor,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         text_tokens = encoder_hidden_states.shape[1]
         image = [linear(hidden_states).unflatten(-1, (attn.heads, -1)) for linear in (attn.to_q, attn.to_k, attn.to_v)]
         text = [
@@ -125,8 +132,10 @@ class TrainingDenoiser(nn.Module):
                 block.compile(dynamic=False)
         self._rotary: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def forward(self, noisy: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor, mask: torch.Tensor):
-        """noisy [B, N, 4C], sigma [B], text [B, L, width], mask bool [B, L] → velocity [B, N, 4C], probe [B, N, classes]."""
+    def forward(
+        self, noisy: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """noisy [B, N, 4C], sigma [B], text [B, L, width], mask [B, L] → velocity [B, N, 4C], probe [B, N, classes]."""
         model, side = self.model, math.isqrt(noisy.shape[1])
         if side not in self._rotary:
             angles = rotary(side, text.shape[1])
@@ -137,10 +146,13 @@ class TrainingDenoiser(nn.Module):
         bias = F.pad(torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, -1e4), (0, noisy.shape[1]))
         bias = bias[:, None, None, :]
         low = temb.to(self.dtype)
-        probe = None
+        probe = hidden
         for index, block in enumerate(model.transformer_blocks):
             states, hidden = block(
-                hidden_states=hidden, encoder_hidden_states=states, encoder_hidden_states_mask=bias, temb=low,
+                hidden_states=hidden,
+                encoder_hidden_states=states,
+                encoder_hidden_states_mask=bias,
+                temb=low,
                 image_rotary_emb=self._rotary[side],
             )
             if index + 1 == PROBED_BLOCK:
@@ -159,13 +171,23 @@ class Batch:
 class Data:
     """Draws scenes and turns them into what the denoiser sees. Each scene is used `uses` times, with other noise."""
 
-    def __init__(self, tokenizer: Qwen2Tokenizer, encoder: Qwen2_5_VLForConditionalGeneration, vae: AutoencoderKLQwenImage,
-                 vocabulary: Vocabulary, seed: int, device: str, uses: int = 2, compiled: bool = True):
+    def __init__(
+        self,
+        tokenizer: Qwen2Tokenizer,
+        encoder: Qwen2_5_VLForConditionalGeneration,
+        vae: AutoencoderKLQwenImage,
+        vocabulary: Vocabulary,
+        seed: int,
+        device: str,
+        uses: int = 2,
+        compiled: bool = True,
+    ):
         self.tokenizer, self.encoder, self.vocabulary, self.device = tokenizer, encoder.eval(), vocabulary, device
         stats = [torch.tensor(values, device=device) for values in (vae.config.latents_mean, vae.config.latents_std)]
         self.mean, self.std = (value[:, None, None] for value in stats)
         self.flat = FlatVAE(vae)
-        self._encode_pixels = torch.compile(self.flat.encode, dynamic=False) if compiled else self.flat.encode
+        if compiled:
+            self.flat.compile(dynamic=False)
         self.rng = random.Random(seed)
         self.uses = uses
         self._kept: list[Batch] = []
@@ -182,7 +204,7 @@ class Data:
             if self.rng.random() < 0.1:  # for classifier-free guidance; " " is Qwen's empty negative prompt
                 captions[i] = self.rng.choice(("", " "))
         with torch.autocast(self.device, torch.bfloat16):
-            latents = self._encode_pixels(pixels)[0].float()
+            latents = self.flat(pixels)[0].float()
         text, mask = self.text(captions)
         return Batch(pack((latents - self.mean) / self.std), text, mask, labels[:, 4::8, 4::8].flatten(1))
 
@@ -192,7 +214,9 @@ class Data:
         pool = [batch for batch in self._kept if batch.latents.shape[1] == fresh.latents.shape[1]]
         self._kept = [*pool[-15:], fresh]
         parts = [fresh, *self.rng.sample(pool, min(self.uses - 1, len(pool)))]
-        return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in ("latents", "text", "mask", "labels")))
+        return Batch(
+            *(torch.cat([getattr(part, name) for part in parts]) for name in ("latents", "text", "mask", "labels"))
+        )
 
     @torch.no_grad()
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -236,15 +260,23 @@ def denoiser_loss(model: TrainingDenoiser, batch: Batch, emphasis: float) -> tup
 
 
 @torch.no_grad()
-def sample(model: TrainingDenoiser, data: Data, prompts: list[str], size: int, steps: int = 25, guidance: float = 3.0,
-           shift: float = 3.0, seed: int = 0) -> torch.Tensor:
-    """Euler sampling with the pipeline's norm-preserving guidance, for a look during training: pixels [B, 3, size, size]."""
+def sample(
+    model: TrainingDenoiser,
+    data: Data,
+    prompts: list[str],
+    size: int,
+    steps: int = 25,
+    guidance: float = 3.0,
+    shift: float = 3.0,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Euler sampling with the pipeline's guidance, for a look during training: pixels [B, 3, size, size]."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(len(prompts), (size // 8) ** 2, 4 * LATENT_CHANNELS, generator=generator).to(data.device)
     (text, mask), (null, null_mask) = data.text(prompts), data.text([" "] * len(prompts))
     sigmas = torch.linspace(1, 1 / steps, steps)
     sigmas = torch.cat((shift * sigmas / (1 + (shift - 1) * sigmas), torch.zeros(1)))
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in pairwise(sigmas):
         level = now.expand(len(prompts)).to(data.device)
         told, untold = model(x, level, text, mask)[0], model(x, level, null, null_mask)[0]
         guided = untold + guidance * (told - untold)
@@ -280,7 +312,10 @@ class Trainer:
         loss.backward()
         masters = list(self.master.parameters())
         # The last block's text half feeds nothing and has no gradient.
-        grads = [torch.zeros_like(w, dtype=torch.float32) if w.grad is None else w.grad.float() for w in self.worker.parameters()]
+        grads = [
+            torch.zeros_like(w, dtype=torch.float32) if w.grad is None else w.grad.float()
+            for w in self.worker.parameters()
+        ]
         self.worker.zero_grad(set_to_none=True)
         flat = torch._utils._flatten_dense_tensors(grads)
         if dist.is_initialized():
@@ -294,13 +329,17 @@ class Trainer:
         self.step += 1
         decay = min(0.998, self.step / (self.step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), masters, 1 - decay)
+            for running, master in zip(self.ema.parameters(), masters, strict=True):
+                running.lerp_(master, 1 - decay)
         return figures
 
     def save(self, folder: Path) -> None:
         """Write weights, running mean and step (the first worker) and the optimizer's share (every worker)."""
         rank, world = _place()
-        save_checkpoint(folder / f"denoiser-optimizer-{rank}of{world}.pt", {"optimizer": self.optimizer.state_dict(), "step": self.step})
+        save_checkpoint(
+            folder / f"denoiser-optimizer-{rank}of{world}.pt",
+            {"optimizer": self.optimizer.state_dict(), "step": self.step},
+        )
         if rank == 0:
             state = {"master": self.master.state_dict(), "ema": self.ema.state_dict(), "step": self.step}
             save_checkpoint(folder / "denoiser.pt", state)
@@ -325,9 +364,19 @@ def _place() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def train_denoiser(folder: Path, data: Data, schedule: Schedule, device: str = "cpu", seed: int = 0, quiet: bool = False,
-                   width: int = 192, layers: int = 8, compiled: bool = True, decay: float = 0.35,
-                   look: Any = None) -> QwenImageTransformer2DModel:
+def train_denoiser(
+    folder: Path,
+    data: Data,
+    schedule: Schedule,
+    device: str = "cpu",
+    seed: int = 0,
+    quiet: bool = False,
+    width: int = 192,
+    layers: int = 8,
+    compiled: bool = True,
+    decay: float = 0.35,
+    look: Any = None,
+) -> QwenImageTransformer2DModel:
     """Train, or go on training, the denoiser; checkpoints and `denoiser.csv` are kept in `folder`.
 
     `look(trainer, size)` is called by the first worker now and then and returns figures for the curve (accuracy).
@@ -343,7 +392,9 @@ def train_denoiser(folder: Path, data: Data, schedule: Schedule, device: str = "
         low = step < schedule.low_steps
         size, count = (NATIVE_SIZE // 2, schedule.low_batch) if low else (NATIVE_SIZE, schedule.high_batch)
         factor = flat_then_cosine(step, schedule.total, decay=decay)
-        figures = trainer.update(data.next(count, size), factor, emphasis=2.0 * min(1.0, 2 * factor - 0.5) if factor > 0.25 else 0.0)
+        figures = trainer.update(
+            data.next(count, size), factor, emphasis=2.0 * min(1.0, 2 * factor - 0.5) if factor > 0.25 else 0.0
+        )
         for name, value in figures.items():
             if value == value:
                 mean[name] = value if name not in mean else 0.95 * mean[name] + 0.05 * value

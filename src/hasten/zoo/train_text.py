@@ -22,8 +22,10 @@ GRID = 8
 MAX_TEXT_TOKENS = 32  # of a caption with the template's suffix
 
 
-def tokenize(tokenizer: Qwen2Tokenizer, prompts: list[str], length: int = MAX_TEXT_TOKENS) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids, int64 [batch, 34 + length], padded on the right, and the mask of valid text tokens, bool [batch, length]."""
+def tokenize(
+    tokenizer: Qwen2Tokenizer, prompts: list[str], length: int = MAX_TEXT_TOKENS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids, int64 [batch, 34 + length], and the mask of valid text tokens, bool [batch, length]; padded right."""
     pad = tokenizer.pad_token_id
     rows = [tokenizer(TEMPLATE.format(prompt)).input_ids for prompt in prompts]
     too_long = max(len(row) for row in rows) - PREFIX_TOKENS
@@ -61,13 +63,14 @@ class LayoutHead(nn.Module):
 
 
 def layout_targets(scenes: list[Scene]) -> tuple[torch.Tensor, ...]:
-    """Targets of LayoutHead, int64 [batch, GRID²]: shape (0 = nothing), colour and size (−100 = nothing), background."""
+    """Targets of LayoutHead, int64 [batch, GRID²]: shape (0: nothing), colour and size (−100: nothing), background."""
     cells = (torch.arange(GRID) + 0.5) / GRID
     y, x = (axis.flatten() for axis in torch.meshgrid(cells, cells, indexing="ij"))
     shapes, colours, sizes, backgrounds = [], [], [], []
     for scene in scenes:
-        shape, colour, size = torch.zeros(GRID * GRID, dtype=torch.long), *(
-            torch.full((GRID * GRID,), -100) for _ in range(2)
+        shape, colour, size = (
+            torch.zeros(GRID * GRID, dtype=torch.long),
+            *(torch.full((GRID * GRID,), -100) for _ in range(2)),
         )
         for thing, placed in zip(scene.things, arrange(scene), strict=True):
             near = torch.hypot(x - placed.x, y - placed.y) < max(placed.radius, 0.12)
@@ -81,8 +84,16 @@ def layout_targets(scenes: list[Scene]) -> tuple[torch.Tensor, ...]:
     return tuple(torch.stack(rows) for rows in (shapes, colours, sizes, backgrounds))
 
 
-def train_text(folder: Path, tokenizer: Qwen2Tokenizer, vocabulary: Vocabulary, steps: int = 1500, batch: int = 96,
-               device: str = "cpu", seed: int = 0, quiet: bool = False) -> Qwen2_5_VLForConditionalGeneration:
+def train_text(
+    folder: Path,
+    tokenizer: Qwen2Tokenizer,
+    vocabulary: Vocabulary,
+    steps: int = 1500,
+    batch: int = 96,
+    device: str = "cpu",
+    seed: int = 0,
+    quiet: bool = False,
+) -> Qwen2_5_VLForConditionalGeneration:
     """Train, or go on training, the text encoder; checkpoints and `text.csv` are kept in `folder`."""
     torch.manual_seed(seed)
     encoder = build_text_encoder(tokenizer).to(device)
@@ -115,5 +126,7 @@ def train_text(folder: Path, tokenizer: Qwen2Tokenizer, vocabulary: Vocabulary, 
             curve.add({"step": step + 1, "loss": loss.item(), "accuracy": accuracy})
             say(f"loss {loss.item():.4f}  objects {accuracy:.1%}")
         if step % 250 == 249 or step + 1 == steps:
-            save_checkpoint(checkpoint, {"model": parts.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+            save_checkpoint(
+                checkpoint, {"model": parts.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            )
     return encoder

@@ -21,38 +21,44 @@ from hasten.zoo.training import LossCurve, Optimizer, flat_then_cosine, progress
 
 
 class FlatVAE(nn.Module):
-    """Encoder and decoder of an AutoencoderKLQwenImage for single frames, its convolutions as matrices of 2-D kernels."""
+    """An AutoencoderKLQwenImage for single frames, its convolutions as matrices of 2-D kernels."""
+
+    vae: AutoencoderKLQwenImage
 
     def __init__(self, vae: AutoencoderKLQwenImage):
         super().__init__()
-        self.vae = [vae]  # in a list: not registered, its 3-D kernels are not trained
+        object.__setattr__(self, "vae", vae)  # not registered: its 3-D kernels are not trained
         self.kernels = nn.ParameterList()
         self.others = nn.ParameterList()
         for module in vae.modules():
             if isinstance(module, nn.Conv3d):
                 kernel = nn.Parameter(module.weight.detach()[:, :, -1].flatten(1).clone())
                 self.kernels.append(kernel)
-                module.forward = _flat_forward(module, kernel)
+                setattr(module, "forward", _flat_forward(module, kernel))  # noqa: B010 (on the instance, taken back below)
                 self.others.append(module.bias)
             else:
                 self.others.extend(module.parameters(recurse=False))
 
+    def forward(self, x: torch.Tensor, decode: bool = False) -> Any:
+        """`decode` or `encode`: the entry that `compile()` compiles."""
+        return self.decode(x) if decode else self.encode(x)
+
     def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """pixels [B, 3, H, W] in −1…1 → mean and log-variance of the latents, each [B, z, H/4, W/4]."""
-        vae = self.vae[0]
+        vae = self.vae
         moments = vae.quant_conv(vae.encoder(pixels[:, :, None]))[:, :, 0]
         mean, log_variance = moments.chunk(2, dim=1)
         return mean, log_variance.clamp(-20, 10)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """latents [B, z, h, w] → pixels [B, 3, 4h, 4w], not clamped."""
-        vae = self.vae[0]
+        vae = self.vae
         return vae.decoder(vae.post_quant_conv(latents[:, :, None]))[:, :, 0]
 
     @torch.no_grad()
     def write_back(self) -> AutoencoderKLQwenImage:
         """Put the trained slices into the 3-D kernels, zero the rest, and give the ordinary module back."""
-        vae = self.vae[0]
+        vae = self.vae
         convolutions = [module for module in vae.modules() if isinstance(module, nn.Conv3d)]
         for module, kernel in zip(convolutions, self.kernels, strict=True):
             module.weight.zero_()
@@ -63,8 +69,8 @@ class FlatVAE(nn.Module):
 
 def _flat_forward(module: nn.Conv3d, kernel: nn.Parameter) -> Any:
     shape = module.weight.shape[:2] + module.weight.shape[3:]
-    padding = (module._padding[2], module._padding[0])
-    stride = module.stride[1:]
+    left, _, top, _, _, _ = module._padding  # type: ignore[misc]  # QwenImageCausalConv3d keeps its padding here
+    padding, stride = (top, left), module.stride[1:]
 
     def forward(x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
         return F.conv2d(x[:, :, 0], kernel.view(shape), module.bias, stride, padding)[:, :, None]
@@ -73,11 +79,12 @@ def _flat_forward(module: nn.Conv3d, kernel: nn.Parameter) -> Any:
 
 
 def vae_loss(flat: FlatVAE, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Foreground-weighted reconstruction, a slight KL, and scale equivariance of the latents (EQ-VAE, arXiv 2502.09509).
+    """Foreground-weighted reconstruction, a slight KL, and scale equivariance of the latents.
 
-    The last makes halving the latents mean halving the picture, which spares the denoiser the learning of oddities.
+    The last (EQ-VAE, Kouzelis et al. 2025, arXiv 2502.09509) makes halving the latents mean halving
+    the picture, which spares the denoiser the learning of oddities.
     """
-    mean, log_variance = flat.encode(pixels)
+    mean, log_variance = flat(pixels)
     latents = mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     if random.random() < 0.25:
@@ -85,13 +92,21 @@ def vae_loss(flat: FlatVAE, pixels: torch.Tensor, labels: torch.Tensor) -> tuple
         weight = 1 + 4 * F.max_pool2d((labels > 0).float()[:, None], 2)
     else:
         target, weight = pixels, 1 + 4 * F.max_pool2d((labels > 0).float()[:, None], 3, 1, 1)
-    error = flat.decode(latents) - target
+    error = flat(latents, decode=True) - target
     reconstruction = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
     return reconstruction + 1e-3 * kl, error.detach().square().mean()
 
 
-def train_vae(folder: Path, vocabulary: Vocabulary, steps: int = 1400, batch: int = 24, device: str = "cpu",
-              seed: int = 0, quiet: bool = False, compiled: bool = True) -> AutoencoderKLQwenImage:
+def train_vae(
+    folder: Path,
+    vocabulary: Vocabulary,
+    steps: int = 1400,
+    batch: int = 24,
+    device: str = "cpu",
+    seed: int = 0,
+    quiet: bool = False,
+    compiled: bool = True,
+) -> AutoencoderKLQwenImage:
     """Train, or go on training, the autoencoder; checkpoints and `vae.csv` are kept in `folder`.
 
     Pictures are 64 pixels wide for most of the run and 128 at its end: convolutions do not mind, the one attention
@@ -109,10 +124,12 @@ def train_vae(folder: Path, vocabulary: Vocabulary, steps: int = 1400, batch: in
         start = saved["step"]
     rng = random.Random(seed + start)
     if compiled:  # a third faster on CPU; the first step of each size takes half a minute
-        flat.encode, flat.decode = torch.compile(flat.encode, dynamic=False), torch.compile(flat.decode, dynamic=False)
+        flat.compile(dynamic=False)
     for step, say in progress("vae", start, steps, quiet):
         large = step >= 0.9 * steps
-        pixels, labels, _, _ = scene_batch(rng, vocabulary, batch // 4 if large else batch, 128 if large else 64, device)
+        pixels, labels, _, _ = scene_batch(
+            rng, vocabulary, batch // 4 if large else batch, 128 if large else 64, device
+        )
         with torch.autocast(device, torch.bfloat16):
             loss, error = vae_loss(flat, pixels, labels)
         loss.backward()
@@ -123,7 +140,9 @@ def train_vae(folder: Path, vocabulary: Vocabulary, steps: int = 1400, batch: in
             curve.add({"step": step + 1, "loss": loss.item(), "psnr": decibels})
             say(f"loss {loss.item():.4f}  {decibels:.1f} dB")
         if step % 500 == 499 or step + 1 == steps:
-            save_checkpoint(checkpoint, {"model": flat.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+            save_checkpoint(
+                checkpoint, {"model": flat.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            )
     mean, std = latent_statistics(flat, rng, vocabulary, device)
     vae = flat.write_back()
     vae.register_to_config(latents_mean=mean, latents_std=std)
@@ -131,7 +150,9 @@ def train_vae(folder: Path, vocabulary: Vocabulary, steps: int = 1400, batch: in
 
 
 @torch.no_grad()
-def latent_statistics(flat: FlatVAE, rng: random.Random, vocabulary: Vocabulary, device: str) -> tuple[list[float], list[float]]:
+def latent_statistics(
+    flat: FlatVAE, rng: random.Random, vocabulary: Vocabulary, device: str
+) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of every latent channel over 256 scenes, for the pipeline's normalisation."""
     latents = torch.cat([flat.encode(scene_batch(rng, vocabulary, 32, 128, device)[0])[0] for _ in range(8)])
     return latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist()

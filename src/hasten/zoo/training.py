@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from hasten.zoo.scenes import Scene, Vocabulary, arrange, caption, draw, sample_
 def scene_batch(
     rng: random.Random, vocabulary: Vocabulary, count: int, size: int, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor, list[str], list[Scene]]:
-    """Draw `count` training scenes: pixels [count, 3, size, size] in −1…1, labels [count, size, size], captions, scenes."""
+    """Draw `count` training scenes: pixels and labels (as `draw` gives them), captions, scenes."""
     scenes = [sample_scene(rng, vocabulary) for _ in range(count)]
     pixels, labels = draw(
         [arrange(scene, rng) for scene in scenes],
@@ -92,7 +91,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 class LossCurve:
@@ -112,10 +111,17 @@ class LossCurve:
 
 
 def progress(title: str, start: int, total: int, quiet: bool = False) -> Iterator[tuple[int, Any]]:
-    """Count from `start` to `total` behind a progress bar; yields (step, say) where say(text) shows figures on the bar."""
+    """Count from `start` to `total` behind a progress bar.
+
+    Yields (step, say), where say(text) shows figures on the bar.
+    """
     columns = (
-        TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, disable=quiet) as bar:
         task = bar.add_task(title, total=total, completed=start, figures="")
