@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,11 @@ def qwen(**more: Any) -> QwenImagePipeline:
         vision_end_token_id=ids["<|vision_end|>"],
     )
     pipe = tiny.qwen(**more)
-    # Tuned so that outputs lie within 0 and 1 and prompts make a difference.
-    tiny.random_(pipe.vae, 2, scale=0.7)
     pipe = QwenImagePipeline(
         **pipe.components
         | {
+            # A copy, since `tiny` shares its own; scaled so that pixels lie between 0 and 1.
+            "vae": tiny.random_(copy.deepcopy(pipe.vae), 2, scale=0.7),
             "tokenizer": tokenizer,
             "text_encoder": tiny.random_(Qwen2_5_VLForConditionalGeneration(config), 5),
         }

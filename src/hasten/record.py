@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import to_jsonable_python
 
 from hasten._version import __version__
 from hasten.errors import HastenError
@@ -102,7 +103,7 @@ class Record(_Part):
     timings: Timings
     steps: Steps
     memory: Memory
-    report: dict[str, Any] | None = None
+    report: Annotated[dict[str, Any], BeforeValidator(to_jsonable_python)] | None = None
     """The handle's report; None where nothing was accelerated."""
     notes: tuple[str, ...] = ()
     quality: Quality | None = None

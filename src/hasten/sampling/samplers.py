@@ -25,9 +25,17 @@ class FlowHeunScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
     order = 2
     _first: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+    # Spelt out, since pipelines look at the signature before they pass `sigmas` or `mu`.
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: list[float] | None = None,
+        mu: float | None = None,
+        timesteps: list[float] | None = None,
+    ) -> None:
         """As FlowMatchEulerDiscreteScheduler's; every timestep but the first then stands twice."""
-        super().set_timesteps(*args, **kwargs)
+        super().set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu, timesteps=timesteps)
         self.timesteps = torch.cat([self.timesteps[:1], self.timesteps[1:].repeat_interleave(2)])
         self.sigmas = torch.cat([self.sigmas[:1], self.sigmas[1:-1].repeat_interleave(2), self.sigmas[-1:]])
         self._first = None
