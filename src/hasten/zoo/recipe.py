@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import tempfile
+import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,11 +105,20 @@ def train(folder: Path, recipe: Recipe, quiet: bool = False) -> Path:
 
 def _worker(rank: int, folder: Path, recipe: Recipe, quiet: bool, meeting: str) -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=recipe.workers)
     try:
         _train_denoiser(folder, recipe, quiet)
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would otherwise train on, unseen, and write over the checkpoints."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _train_denoiser(folder: Path, recipe: Recipe, quiet: bool) -> None:

@@ -179,7 +179,8 @@ def arrange(scene: Scene, rng: random.Random | None = None) -> list[Placed]:
     """Give every thing a place that satisfies the relations, jittered when `rng` is given."""
     gap = 0.23
     beside: tuple[Relation, ...] = ("left of", "right of")
-    pair = DIRECTION[scene.relation or (rng or random.Random(0)).choice(beside)]
+    side = rng.choice(beside) if rng else "left of"
+    pair = DIRECTION[side if scene.relation is None else scene.relation]
     places = (
         [(0.0, 0.0)] if len(scene.things) == 1 else [(pair[0] * gap, pair[1] * gap), (-pair[0] * gap, -pair[1] * gap)]
     )

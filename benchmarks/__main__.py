@@ -1,0 +1,60 @@
+"""Print the measured tables of docs/caching.md, or write them there: `python -m benchmarks [TABLE …] [--docs]`."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import re
+import sys
+from pathlib import Path
+
+import diffusers
+import torch
+
+from benchmarks import predictors, step_cost
+
+TABLES = {"step-cost": step_cost.table, "predictors": predictors.table}
+PAGE = Path(__file__).parent.parent / "docs" / "caching.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "tables", nargs="*", choices=[[], *TABLES], metavar="TABLE", help=f"{', '.join(TABLES)}; default: all"
+    )
+    parser.add_argument("--model", default="scenes-qwen")
+    parser.add_argument("--prompts", type=int, default=20, help="held-out prompts for the predictors' table")
+    parser.add_argument("--docs", action="store_true", help=f"also write the tables into {PAGE.name}")
+    arguments = parser.parse_args()
+    for name in arguments.tables or TABLES:
+        text = TABLES[name](arguments.model, arguments.prompts)
+        command = f"python -m benchmarks {name} --model {arguments.model} --prompts {arguments.prompts}"
+        text = f"{text}\n\n`{command}`, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}, {machine()}\n"
+        print(text, flush=True)
+        if arguments.docs:
+            write(name, text)
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"model name\s*:\s*(.+)", info.read_text())
+        model = found.group(1) if found else model
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}, diffusers {diffusers.__version__}"
+
+
+def write(name: str, text: str) -> None:
+    """Replace what stands between the table's marks."""
+    page = PAGE.read_text()
+    begin, end = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
+    if begin not in page or end not in page:
+        sys.exit(f"{PAGE} has no marks {begin} … {end}")
+    before, rest = page.split(begin, 1)
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n{end}{rest.split(end, 1)[1]}")
+
+
+if __name__ == "__main__":
+    main()

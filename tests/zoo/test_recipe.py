@@ -1,0 +1,115 @@
+"""The recipe runs from nothing to a folder that diffusers loads, and goes on where it stopped."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hasten.zoo.architecture import PREFIX_TOKENS, TEMPLATE, build_tokenizer, build_transformer, build_vae
+from hasten.zoo.recipe import Recipe, train
+from hasten.zoo.train_denoiser import Schedule, Trainer, TrainingDenoiser, pack, rotary, unpack
+from hasten.zoo.train_vae import FlatVAE
+from hasten.zoo.training import flat_then_cosine
+
+TINY = Recipe(
+    vae_steps=2, vae_batch=8, text_steps=2, text_batch=8, width=64, layers=4, workers=1, compiled=False,
+    denoiser=Schedule(low_steps=2, high_steps=2, low_batch=4, high_batch=4),
+)  # fmt: skip
+
+
+def test_the_recipe_ends_in_a_pipeline_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    from diffusers import QwenImagePipeline
+
+    short = replace(TINY, denoiser=Schedule(low_steps=2, high_steps=1, low_batch=4, high_batch=4))
+    train(tmp_path, short, quiet=True)
+    stopped = torch.load(tmp_path / "denoiser.pt", weights_only=True)
+    assert stopped["step"] == 3
+    pipeline = train(tmp_path, TINY, quiet=True)
+    assert torch.load(tmp_path / "denoiser.pt", weights_only=True)["step"] == 4
+    curve = (tmp_path / "denoiser.csv").read_text().splitlines()
+    assert curve[0].startswith("step,size,seconds,loss")
+    assert [row.split(",")[0] for row in curve[1:]] == ["3", "4"]
+    assert json.loads((tmp_path / "recipe.json").read_text())["denoiser"]["high_steps"] == 2
+    assert json.loads((pipeline / "hasten.json").read_text())["height"] == 128
+
+    pipe = QwenImagePipeline.from_pretrained(pipeline, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.transformer.dtype == torch.float32
+    image = pipe("a red circle", negative_prompt=" ", height=128, width=128, num_inference_steps=2).images[0]
+    assert image.size == (128, 128)
+
+
+def test_the_prompt_templates_prefix_is_what_the_pipeline_drops() -> None:
+    tokenizer = build_tokenizer()
+    prefix, suffix = TEMPLATE.split("{}")
+    ids = tokenizer(TEMPLATE.format("a red circle")).input_ids
+    assert tokenizer.decode(ids[:PREFIX_TOKENS]) == prefix
+    assert tokenizer.decode(ids[PREFIX_TOKENS:]) == "a red circle" + suffix
+    assert tokenizer.decode(tokenizer("红色的圆 🙂").input_ids) == "红色的圆 🙂"
+
+
+def test_training_computes_what_diffusers_computes() -> None:
+    torch.manual_seed(0)
+    model = build_transformer(64, 4)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    training = TrainingDenoiser(build_transformer(64, 4), dtype=torch.float32, compiled=False)
+    training.model.load_state_dict(model.state_dict())
+    noisy, sigma, text = torch.randn(2, 256, 16), torch.rand(2), torch.randn(2, 32, 128)
+    mask = torch.arange(32) < torch.tensor([[20], [32]])
+    with torch.no_grad():
+        ours, _ = training(noisy, sigma, text, mask)
+        theirs = model(
+            hidden_states=noisy, encoder_hidden_states=text, encoder_hidden_states_mask=mask, timestep=sigma,
+            img_shapes=[[(1, 16, 16)]] * 2, return_dict=False,
+        )[0]  # fmt: skip
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_flat_convolutions_are_the_videos_for_one_frame() -> None:
+    torch.manual_seed(0)
+    pixels = torch.rand(1, 3, 64, 64) * 2 - 1
+    flat = FlatVAE(build_vae())
+    with torch.no_grad():
+        mean, _ = flat.encode(pixels)
+        decoded = flat.decode(mean)
+        vae = flat.write_back()
+        assert torch.allclose(vae.encode(pixels[:, :, None]).latent_dist.mode()[:, :, 0], mean, atol=1e-4)
+        assert torch.allclose(vae.decode(mean[:, :, None]).sample[:, :, 0], decoded, atol=1e-4)
+    assert not any("forward" in vars(module) for module in vae.modules())
+
+
+def test_places_keep_their_angles_across_sizes() -> None:
+    large, small = rotary(16, 4)[0], rotary(8, 4)[0]
+    angle = torch.atan2(large[1], large[0]).view(16, 16, 32)[:, :, 8]  # the first, fastest row angle
+    coarse = torch.atan2(small[1], small[0]).view(8, 8, 32)[:, :, 8]
+    between = torch.atan2(torch.sin(coarse - angle[::2, ::2]), torch.cos(coarse - angle[::2, ::2]))
+    assert torch.allclose(between, torch.full_like(between, 0.5), atol=1e-4)  # halfway between rows 2k and 2k + 1
+
+
+def test_packing_is_the_pipelines() -> None:
+    from diffusers import QwenImagePipeline
+
+    latents = torch.randn(2, 4, 32, 32)
+    packed = pack(latents)
+    assert torch.equal(packed, QwenImagePipeline._pack_latents(latents, 2, 4, 32, 32))
+    assert torch.equal(unpack(packed, 16), latents)
+
+
+def test_a_trainers_state_survives_saving(tmp_path: Path) -> None:
+    trainer = Trainer(None, "cpu", 0, 64, 4, compiled=False)  # type: ignore[arg-type]
+    trainer.step = 7
+    trainer.save(tmp_path)
+    other = Trainer(None, "cpu", 1, 64, 4, compiled=False)  # type: ignore[arg-type]
+    assert not torch.equal(other.master.model.img_in.weight, trainer.master.model.img_in.weight)
+    other.load(tmp_path)
+    assert other.step == 7
+    assert torch.equal(other.master.model.img_in.weight, trainer.master.model.img_in.weight)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.02), (49, 1.0), (500, 1.0), (999, 1 / 350)])
+def test_the_learning_rate_warms_up_stays_and_falls(step: int, factor: float) -> None:
+    assert flat_then_cosine(step, 1000) == pytest.approx(factor)
