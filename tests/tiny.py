@@ -34,12 +34,13 @@ TEXT = 7  # tokens
 def random_(module: nn.Module, seed: int, scale: float = 1.0) -> nn.Module:
     """Fill all parameters so that signals neither die nor explode, zero-initialised layers included."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
         with torch.no_grad():
             if parameter.ndim > 1:
                 parameter.normal_(0, scale / parameter[0].numel() ** 0.5, generator=generator)
             else:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+                # the weight of a norm, or a bias
+                parameter.normal_(float(name.endswith("weight")), 0.1, generator=generator)
     return module.eval().requires_grad_(False)
 
 

@@ -132,13 +132,14 @@ def _denoisers(target: Any) -> Iterator[Denoiser]:
 
 def _timestep_of(module: nn.Module) -> Callable[[Any, Any], object] | None:
     """How to find the timestep among the arguments of a module's call; None if it takes none."""
-    original = getattr(module, "_orig_mod", module)  # torch.compile's wrapper takes anything
-    names = list(inspect.signature(original.forward).parameters)
-    taken = [name for name in _TIMESTEP if name in names]
-    if not taken:
+    module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper takes anything
+    # What replaces `forward` on the instance may not tell what it passes on.
+    signatures = [list(inspect.signature(forward).parameters) for forward in (module.forward, type(module).forward)]
+    signatures[1] = signatures[1][1:]  # self
+    found = [(name, names.index(name)) for names in signatures for name in _TIMESTEP if name in names]
+    if not found:
         return None
-    name = taken[0]
-    position = names.index(name)
+    name, position = found[0]
 
     def timestep(args: Any, kwargs: Any) -> object:
         return kwargs[name] if name in kwargs else args[position] if position < len(args) else None

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "BranchRow", "Method", "Report", "Settings", "StepRow", "resolve"]
 
 # A name is imported when it is first used: the command line reads the methods without torch.
-_HOME = {name: "methods" for name in ("METHODS", "Method", "Settings", "resolve")} | {
-    name: "report" for name in ("BranchRow", "Report", "StepRow")
+_HOME = {
+    **dict.fromkeys(("METHODS", "Method", "Settings", "resolve"), "methods"),
+    **dict.fromkeys(("BranchRow", "Report", "StepRow"), "report"),
 }
 
 

@@ -22,12 +22,12 @@ from hasten.caching.methods import Settings, SiteName
 from hasten.caching.patching import CALL, Tap
 from hasten.caching.policies import Decision, every_step, needed
 from hasten.caching.report import Book, Report
-from hasten.caching.sites import Misfit, OutputSite, Site, SpanSite, Unfit
+from hasten.caching.sites import MisfitError, OutputSite, Site, SpanSite, UnfitError
 from hasten.caching.snapshots import History
 from hasten.caching.wiring import arguments
 from hasten.errors import CacheError
 
-# Tiled pipelines call the denoiser once per tile; a module that is called without end within a step is in no run at all.
+# Tiled pipelines call the denoiser once per tile; a module that is called without end in one step is in no run at all.
 _MOST_BRANCHES = 256
 
 
@@ -102,9 +102,6 @@ class Denoiser:
     def site(self, name: SiteName, span: tuple[int, int]) -> Site:
         """The site of that name, made when it is first asked for."""
         if name not in self._sites:
-            for other in self._sites.values():
-                if isinstance(other, SpanSite):
-                    other.detach()
             keep = span if name == "span" else (0, 0)
             self._sites[name] = OutputSite() if name == "output" else SpanSite(self.module, *keep)
         return self._sites[name]
@@ -226,14 +223,14 @@ class Cache:
             if obstacle is None:
                 try:
                     return self._skip(branch, index, inner, args, kwargs)
-                except Unfit as unfit:
+                except UnfitError as unfit:
                     branch.forget()
                     obstacle = str(unfit)
             # All branches of a step share its fate: a guided difference of a computed and a predicted one is neither.
             self._denied[obstacle] += 1
             verdict = Decision(True, obstacle)
-            keep = True
         denoiser.verdict = verdict
+        keep = keep or verdict is not policy
         return self._compute(denoiser, branch, inner, args, kwargs, keep=keep), True, verdict.reason
 
     def _obstacle(self, denoiser: Denoiser, branch: Branch) -> str | None:
@@ -272,7 +269,7 @@ class Cache:
         site = denoiser.site(budget.site, self.settings.span)
         try:
             result, values = site.compute(inner, args, kwargs, branch.blanks, budget.dtype, keep=keep)
-        except Unfit as unfit:
+        except UnfitError as unfit:
             site, result, values = self._fall_back(denoiser, branch, unfit, inner, args, kwargs, keep=keep)
         if keep and values:
             self._store(denoiser, branch, site, values)
@@ -282,7 +279,7 @@ class Cache:
         self,
         denoiser: Denoiser,
         branch: Branch,
-        unfit: Unfit,
+        unfit: UnfitError,
         inner: Callable[..., Any],
         args: Any,
         kwargs: Any,
@@ -305,11 +302,11 @@ class Cache:
         branch.blanks = {}
         dtype = self._budget.dtype
         try:
-            if isinstance(unfit, Misfit):
+            if isinstance(unfit, MisfitError):
                 values = output.values(unfit.result, branch.blanks, dtype) if keep and wanted != "output" else ()
                 return output, unfit.result, values
             result, values = output.compute(inner, args, kwargs, branch.blanks, dtype, keep=keep)
-        except Misfit as misfit:
+        except MisfitError as misfit:
             denoiser.notes[f"{denoiser.name}: every step is computed: {misfit}"] = None
             return output, misfit.result, ()
         return output, result, values
@@ -321,8 +318,11 @@ class Cache:
             branch.history.trim(0)
         branch.site, branch.last_index = site, index
         others = [other for some in self._denoisers for other in some.branches.values() if other is not branch]
-        idle = [other.history for other in others if other.last_index < index - 1]
-        values = self._budget.admit(values, branch.history, (other.history for other in others), idle)
+        # A denoiser that has handed over to the next, and a branch that is not called any more, have no claim.
+        idle = [other for other in others if other.last_index < index - (other in denoiser.branches.values())]
+        values = self._budget.admit(
+            values, branch.history, [other.history for other in others], [other.history for other in idle]
+        )
         if values:
             branch.history.add(index, tuple(value.contiguous() for value in values))
         everything = branch.history.nbytes + sum(other.history.nbytes for other in others)

@@ -1,8 +1,9 @@
 """The step clock: knows the run, the step and its noise level whenever a denoiser is called.
 
-It listens to the pipeline's scheduler, on the instance: `set_timesteps` begins a run and tells every sigma, `step` advances.
-Nothing is counted modulo anything and no number of steps is handed over, so that changed steps, an image-to-image start
-in the middle, solvers that call the denoiser twice, and runs that ended in an exception are all the same case.
+It listens to the pipeline's scheduler, on the instance: `set_timesteps` begins a run and tells every sigma, `step`
+advances. Nothing is counted modulo anything and no number of steps is handed over, so that changed steps, an
+image-to-image start in the middle, solvers that call the denoiser twice, and runs that ended in an exception are all
+the same case.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-# nn.Module.__call__ looks here first (Module.compile() uses the same slot). A tap in this slot stands outside of compiled
-# regions and of everything that replaces `forward` (offloading hooks), costs one attribute look-up, and is left out of
-# copies and pickles by nn.Module itself.
+# nn.Module.__call__ looks here first (Module.compile() uses the same slot). A tap in this slot stands outside of
+# compiled regions and of everything that replaces `forward` (offloading hooks), costs one attribute look-up, and is
+# left out of copies and pickles by nn.Module itself.
 CALL = "_compiled_call_impl"
 
 _ABSENT: Any = object()

@@ -1,8 +1,8 @@
 """Predictors: where the stand-in value of a skipped step comes from.
 
 A predictor is a weight vector over the last computed snapshots, `ŷ(τ) = Σ_j w_j · y(τ_j)`. The weights depend only on
-where the snapshots and the target lie on the noise schedule, so they are a handful of floats on the CPU, and one weighted
-sum serves all predictors. All of them share one signature:
+where the snapshots and the target lie on the noise schedule, so they are a handful of floats on the CPU, and one
+weighted sum serves all predictors. All of them share one signature:
 
     f(anchors, target, …) -> weights
 

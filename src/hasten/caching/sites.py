@@ -1,7 +1,7 @@
 """Sites: the part of a denoiser whose work a skipped step leaves out, and where its stand-in is read and written.
 
-A site does two things with a call of the denoiser: `compute` it, and take along the values that a later prediction needs;
-or `skip` it, with predicted values in the place of the work.
+A site does two things with a call of the denoiser: `compute` it, and take along the values that a later prediction
+needs; or `skip` it, with predicted values in the place of the work.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Blanks = dict[int, Any]
 """What a branch's modules return, without values: by the position of the block, or 0 for the denoiser's own result."""
 
 
-class Unfit(Exception):
+class UnfitError(Exception):
     """The site does not fit this call; the message says why. Nothing was computed."""
 
 
-class Misfit(Unfit):
+class MisfitError(UnfitError):
     """The site turned out not to fit while the step was computed in full: the result is there all the same."""
 
     def __init__(self, reason: str, result: Any) -> None:
@@ -52,7 +52,7 @@ class Site(Protocol):
             dtype: the number format of the values, None for the model's own.
 
         Raises:
-            Unfit: this denoiser has no such site.
+            UnfitError: this denoiser has no such site.
         """
         ...
 
@@ -60,7 +60,7 @@ class Site(Protocol):
         """The denoiser's result with predicted values in it.
 
         Raises:
-            Unfit: nothing came of it; compute instead.
+            UnfitError: nothing came of it; compute instead.
         """
         ...
 
@@ -81,7 +81,7 @@ class OutputSite:
         try:
             blanks[0] = _blank(result)
         except TypeError as error:
-            raise Misfit(f"of what the denoiser returns, {error}", result) from None
+            raise MisfitError(f"of what the denoiser returns, {error}", result) from None
         return tuple(tensor.detach().to(dtype or tensor.dtype, copy=True) for tensor in tensors(result))
 
     def skip(self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, predict: Predict) -> Any:
@@ -129,7 +129,7 @@ class SpanSite:
         sort = _sort(args, kwargs)
         plan = self._plans.get(sort)
         if isinstance(plan, str):
-            raise Unfit(plan)
+            raise UnfitError(plan)
         if plan is None:
             result, values = self._watch(sort, inner, args, kwargs, blanks, dtype)
         elif not keep:
@@ -149,11 +149,11 @@ class SpanSite:
     def skip(self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, predict: Predict) -> Any:
         plan = self._plans.get(_sort(args, kwargs))
         if not isinstance(plan, _Plan):
-            raise Unfit("called with other arguments than in the computed steps")
+            raise UnfitError("called with other arguments than in the computed steps")
         live = _Skipping(plan, blanks, predict)
         result = self._run(live, inner, args, kwargs)
         if not live.complete:
-            raise Unfit(_OTHER_BLOCKS)
+            raise UnfitError(_OTHER_BLOCKS)
         return result
 
     def _run(self, live: _Computing | _Skipping, inner: Call, args: Any, kwargs: Any) -> Any:
@@ -173,7 +173,7 @@ class SpanSite:
         wiring = watcher.wiring
         if not wiring.spans:
             self._plans[sort] = wiring.reason
-            raise Misfit(wiring.reason, result)
+            raise MisfitError(wiring.reason, result)
         plan = self._plans[sort] = _Plan(wiring)
         for role in plan.roles:
             if role.module not in self._taps:
@@ -194,8 +194,8 @@ class SpanSite:
     ) -> None:
         """Skip the very step that was computed, with its own values: the result has to be the same.
 
-        It costs as much as one skipped step and finds what watching cannot see: values that are read in an unseen way are
-        NaN here, and a block that does more than return its results is missed.
+        It costs as much as one skipped step and finds what watching cannot see: values that are read in an unseen way
+        are NaN here, and a block that does more than return its results is missed.
         """
 
         def exact(slot: int, base: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -204,11 +204,11 @@ class SpanSite:
         try:
             again = self.skip(inner, args, kwargs, blanks, exact)
             same = all(_close(one, other) for one, other in zip(tensors(again), tensors(result), strict=True))
-        except Unfit:
+        except UnfitError:
             same = False
         if not same:
             self._plans[sort] = reason = "leaving its blocks out does not leave the rest as it was"
-            raise Misfit(reason, result)
+            raise MisfitError(reason, result)
         self._checked.add(sort)
 
     def _tap(self, module: nn.Module) -> None:
@@ -274,7 +274,7 @@ class _Computing:
         if span is not None and position == span.first:
             try:
                 self._bases = _bases(span, args, kwargs)
-            except Unfit:
+            except UnfitError:
                 self._lost = True
         result = inner(*args, **kwargs)
         if span is not None and not self._lost:
@@ -304,12 +304,12 @@ class _Skipping:
         cursor = self._cursor
         self._cursor = cursor + 1
         if cursor >= len(self._roles) or self._roles[cursor].module is not module:
-            raise Unfit(_OTHER_BLOCKS)
+            raise UnfitError(_OTHER_BLOCKS)
         _, position, span, slot = self._roles[cursor]
         if span is None:
             return inner(*args, **kwargs)
         if position not in self._blanks:
-            raise Unfit("no computed step has shown what its blocks return")
+            raise UnfitError("no computed step has shown what its blocks return")
         if position == span.first:
             wanted = list(tensors(self._blanks[span.last]))
             self._stand_ins = {
@@ -334,7 +334,7 @@ def _argument(slot: Slot, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor
     for name, value in arguments(args, kwargs):
         if name == slot and isinstance(value, Tensor):
             return value
-    raise Unfit("its blocks are called with other arguments than in the computed steps")
+    raise UnfitError("its blocks are called with other arguments than in the computed steps")
 
 
 def _changes(span: Span, bases: list[Tensor | None], left: Any, dtype: torch.dtype | None) -> Iterator[Tensor]:

@@ -105,11 +105,11 @@ class _Finite:
             return
         self._sum = torch.empty((), dtype=torch.float32, pin_memory=True)
         self._sum.copy_(total, non_blocking=True)
-        self._event = torch.cuda.Event()
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._event.record()
 
     def known(self) -> bool:
-        if self._event is not None and self._sum is not None and self._event.query():
+        if self._event is not None and self._sum is not None and self._event.query():  # type: ignore[no-untyped-call]
             self._answer = math.isfinite(float(self._sum))
             self._event = None
         return self._answer

@@ -34,15 +34,16 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     """All tensors in nested tuples, lists, mappings and dataclasses, in order."""
     if isinstance(tree, Tensor):
         yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from tensors(value)
     elif isinstance(tree, (tuple, list)):
         for value in tree:
             yield from tensors(value)
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        # Before mappings, as in `replace`: diffusers' outputs are both.
         for field in dataclasses.fields(tree):
             yield from tensors(getattr(tree, field.name))
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from tensors(value)
 
 
 def replace(tree: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -56,7 +57,6 @@ def replace(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     if tree is None or isinstance(tree, (bool, int, float, str, torch.dtype, torch.device)):
         return tree
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        # Before mappings: diffusers' outputs are both.
         values = {field.name: replace(getattr(tree, field.name), function) for field in dataclasses.fields(tree)}
         return type(tree)(**values)
     if isinstance(tree, Mapping):

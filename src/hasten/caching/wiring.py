@@ -1,9 +1,9 @@
 """Wiring: how a model's repeated blocks hang together, learned by watching one real call.
 
-There is no registry of model classes. While the model computes a step as it always does, each block's results are followed:
-who takes them, and does anything outside of the blocks read their values? Where all that a block returns goes to
-the blocks after it and to nobody else, the blocks form a span, which can be left out as one piece. Where somebody else
-looks (a ControlNet residual is added, a skip connection branches off, two streams are joined), the span ends.
+There is no registry of model classes. While the model computes a step as it always does, each block's results are
+followed: who takes them, and does anything outside of the blocks read their values? Where all that a block returns goes
+to the blocks after it and to nobody else, the blocks form a span, which can be left out as one piece. Where somebody
+else looks (a ControlNet residual is added, a skip connection branches off, two streams are joined), the span ends.
 """
 
 from __future__ import annotations
@@ -149,11 +149,11 @@ class Watcher(TorchFunctionMode):
 
     def __enter__(self) -> Watcher:
         self._taps = [Tap(block, CALL, self._around(block)) for block in self._blocks]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
         for tap in self._taps:
             tap.remove()
 
