@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import prompted
 import pytest
 import torch
 from PIL import Image
 
 import hasten
+import prompted
 from hasten.comparison import Comparison, compare, measure
 from hasten.errors import HastenError
 from hasten.generation import Progress, Result, Session, generate

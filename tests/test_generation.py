@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import prompted
 import pytest
-import tiny
 import torch
 from PIL import Image
 
 import hasten
+import prompted
+import tiny
 from hasten import generation
 from hasten.errors import HastenError, PlanError
 from hasten.generation import Progress, generate, stream
@@ -176,10 +176,9 @@ class Interrupt:
 def test_an_interrupt_keeps_finished_images_and_leaves_nothing_half_done(pipe: Any, tmp_path: Path) -> None:
     plan = small(num_images=3, out=tmp_path)
     expected = generate(plan, PROMPT, pipe=pipe)
-    finished = []
+    finished: list[Any] = []
     with pytest.raises(KeyboardInterrupt):
-        for result in stream(plan, PROMPT, Interrupt(2, 5), pipe=pipe, save=True):
-            finished.append(result.path)
+        finished.extend(result.path for result in stream(plan, PROMPT, Interrupt(2, 5), pipe=pipe, save=True))
     assert list(tmp_path.iterdir()) == finished
     assert len(finished) == 1
     good = generate(plan, PROMPT, pipe=pipe)
@@ -219,7 +218,7 @@ def test_an_error_while_computing_keeps_its_own_trace(pipe: Any, monkeypatch: py
         raise ValueError("a bug")
 
     monkeypatch.setattr(pipe.scheduler, "step", broken, raising=False)
-    with pytest.raises(ValueError, match="^a bug$"):
+    with pytest.raises(ValueError, match=r"^a bug$"):
         generate(small(), PROMPT, pipe=pipe)
 
 
@@ -262,7 +261,9 @@ def test_heun_makes_two_calls_a_step(folder: Path) -> None:
         pytest.param(lambda: prompted.embedded(tiny.wan(), tiny.wan_call()), (32, 32), 81, id="wan"),
     ],
 )
-def test_other_pipelines_work_without_being_known(build: Any, size: tuple[int, int], frames: int, tmp_path: Path) -> None:
+def test_other_pipelines_work_without_being_known(
+    build: Any, size: tuple[int, int], frames: int, tmp_path: Path
+) -> None:
     width, height = size
     plan = small(width=width, height=height, num_inference_steps=8, out=tmp_path)
     result = generate(plan, PROMPT, pipe=build(), save=True)[0]

@@ -120,8 +120,21 @@ def pipeline_class(folder: Path) -> type[Any]:
     return kind
 
 
+def _components(folder: Path) -> dict[str, tuple[str, str]]:
+    """The components that a folder's model_index.json names, each with its library and class."""
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    return {
+        name: (value[0], value[1])
+        for name, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
+    }
+
+
 def _load_folder(folder: Path, dtype: torch.dtype, pickle: bool) -> Any:
     pipeline_class(folder)
+    missing = [name for name in _components(folder) if not (folder / name).is_dir()]
+    if missing:
+        raise LoadError(f"{folder} is incomplete: its model_index.json names {', '.join(missing)}, which is not there")
     check_weights(folder)
     try:
         return DiffusionPipeline.from_pretrained(
@@ -169,10 +182,10 @@ def _load_file(file: Path, dtype: torch.dtype) -> Any:
     check_weights(file)
     folder = _config_folder(file)
     kind = pipeline_class(folder)
-    if not hasattr(kind, "from_single_file"):
+    denoiser = _denoiser_only(file, folder)
+    if denoiser is None and not hasattr(kind, "from_single_file"):
         raise LoadError(f"diffusers cannot load a {kind.__name__} from a single file: use its diffusers folder")
     try:
-        denoiser = _denoiser_only(file, folder)
         if denoiser is None:
             return kind.from_single_file(str(file), config=str(folder), **_in(dtype), local_files_only=True)
         name, cls = denoiser
@@ -216,10 +229,10 @@ def _denoiser_only(file: Path, folder: Path) -> tuple[str, type[Any]] | None:
     others = ("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoder", "vae.")
     if any(key.startswith(others) for key in keys):
         return None
-    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    components = _components(folder)
     for name in ("transformer", "unet"):
-        if index.get(name, [None])[0] == "diffusers":
-            return name, getattr(diffusers, index[name][1])
+        if name in components and components[name][0] == "diffusers":
+            return name, getattr(diffusers, components[name][1])
     return None
 
 

@@ -215,25 +215,32 @@ def show_plan(plan: Plan, prompts: Sequence[str], *, as_json: bool) -> None:
 
 def run(plan: Plan, prompts: Sequence[str], *, as_json: bool, quiet: bool) -> None:
     """Generate, show what is done as it is done, and keep what is finished whatever happens."""
-    from hasten.cli.show import live_progress, print_comparison, print_result, print_summary
+    from contextlib import ExitStack, nullcontext
+
+    from hasten.cli.show import live_bar, print_comparison, print_result, print_summary
 
     results: list[Result] = []
     comparisons: list[Comparison] = []
     sheet: Path | None = None
     finished = False
     silent = as_json or quiet
+    bar = live_bar(enabled=not silent)
     try:
-        with live_progress(enabled=not silent) as progress:
-            for made in _made(plan, prompts, progress):
+        with ExitStack() as stack:
+            if bar is not None:
+                stack.enter_context(bar)
+            for made in _made(plan, prompts, bar.show if bar is not None else None):
                 if isinstance(made, tuple):
                     comparisons.append(made[0])
                     results += [made[0].reference, made[0].accelerated]
-                    if not silent:
-                        print_comparison(made[0])
                 else:
                     results.append(made)
-                    if not silent:
-                        print_result(made)
+                if not silent:
+                    with bar.hidden() if bar is not None else nullcontext():
+                        if isinstance(made, tuple):
+                            print_comparison(made[0])
+                        else:
+                            print_result(made)
         if plan.io.grid and results:
             from hasten.generation import save_grid
 

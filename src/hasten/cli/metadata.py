@@ -57,7 +57,8 @@ def _document(content: Found) -> Any:
 
 
 def _print_table(file: Path, content: Found) -> None:
-    table = Table(title=Text(str(file)), title_justify="left", show_header=False, box=None)
+    out.print(Text(str(file), style="bold"), soft_wrap=True)
+    table = Table(show_header=False, box=None)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     rows = _rows(content.record) if content.record is not None else parse_parameters(content.parameters or "")

@@ -15,46 +15,62 @@ from hasten.cli.console import err, out
 
 if TYPE_CHECKING:
     from hasten.comparison import Comparison
-    from hasten.generation import OnProgress, Progress, Result
+    from hasten.generation import Progress, Result
     from hasten.record import Record
 
 MIB = 1 << 20
 
 
-@contextlib.contextmanager
-def live_progress(*, enabled: bool) -> Iterator[OnProgress | None]:
-    """A bar with it/s and the computed and skipped steps so far; gone when the work is done."""
-    if not enabled:
-        yield None
-        return
-    from rich import progress as bars
+class LiveBar:
+    """A bar on stderr with it/s and the computed and skipped steps so far; gone when the work is done."""
 
-    bar = bars.Progress(
-        bars.SpinnerColumn(),
-        bars.TextColumn("{task.description}", markup=False),
-        bars.BarColumn(bar_width=24),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[figures]}", markup=False),
-        bars.TimeElapsedColumn(),
-        console=err,
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("loading", total=None, figures="")
-        current: tuple[Any, ...] = ()
+    def __init__(self) -> None:
+        from rich import progress as bars
 
-        def show(now: Progress) -> None:
-            nonlocal current
-            run = (now.label, now.prompt, now.seed, now.image)
-            if run != current or now.step <= 1:
-                current = run
-                bar.reset(task, total=now.steps or None, description=_title(now), figures="")
-            speed = bar.tasks[0].speed
-            rate = f"{speed:.1f} it/s, " if speed else ""
-            figures = f"{rate}{now.computed} computed, {now.skipped} skipped"
-            bar.update(task, completed=now.step, figures=figures)
+        self._bar = bars.Progress(
+            bars.SpinnerColumn(),
+            bars.TextColumn("{task.description}", markup=False),
+            bars.BarColumn(bar_width=24),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[figures]}", markup=False),
+            bars.TimeElapsedColumn(),
+            console=err,
+            transient=True,
+        )
+        self._task = self._bar.add_task("loading", total=None, figures="")
+        self._current: tuple[Any, ...] = ()
 
-        yield show
+    def __enter__(self) -> LiveBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def show(self, now: Progress) -> None:
+        """After every step."""
+        run = (now.label, now.prompt, now.seed, now.image)
+        if run != self._current or now.step <= 1:
+            self._current = run
+            self._bar.reset(self._task, total=now.steps or None, description=_title(now), figures="")
+        speed = self._bar.tasks[0].speed
+        rate = f"{speed:.1f} it/s, " if speed else ""
+        figures = f"{rate}{now.computed} computed, {now.skipped} skipped"
+        self._bar.update(self._task, completed=now.step, figures=figures)
+
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[None]:
+        """While something is printed: results go to stdout, which the bar on stderr knows nothing of."""
+        self._bar.stop()
+        try:
+            yield
+        finally:
+            self._bar.start()
+
+
+def live_bar(*, enabled: bool) -> LiveBar | None:
+    """A bar where somebody looks; in a log file it would be an empty line."""
+    return LiveBar() if enabled and err.is_terminal else None
 
 
 def _title(now: Progress) -> str:
@@ -99,7 +115,8 @@ def print_comparison(comparison: Comparison) -> None:
     """One table: reference and accelerated side by side."""
     reference, accelerated = comparison.reference.record, comparison.accelerated.record
     quality = comparison.quality
-    table = Table(title=Text(f"{accelerated.prompt} (seed {accelerated.seed})"), title_justify="left", box=None)
+    out.print(Text(f"{accelerated.prompt} (seed {accelerated.seed})", style="bold"), soft_wrap=True)
+    table = Table(box=None)
     table.add_column("")
     table.add_column("reference", justify="right")
     table.add_column(accelerated.method, justify="right", style="bold")

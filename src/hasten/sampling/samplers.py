@@ -23,6 +23,9 @@ class FlowHeunScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
     """
 
     order = 2
+    sigmas: torch.Tensor
+    timesteps: torch.Tensor
+    _step_index: int
     _first: tuple[torch.Tensor, torch.Tensor] | None = None
 
     # Spelt out, since pipelines look at the signature before they pass `sigmas` or `mu`.
@@ -68,7 +71,7 @@ class FlowHeunScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=result) if return_dict else (result,)
 
 
-FLOW_SAMPLERS: dict[str, type] = {"flow-euler": FlowMatchEulerDiscreteScheduler, "flow-heun": FlowHeunScheduler}
+FLOW_SAMPLERS: dict[str, Any] = {"flow-euler": FlowMatchEulerDiscreteScheduler, "flow-heun": FlowHeunScheduler}
 
 
 def is_flow(scheduler: Any) -> bool:
