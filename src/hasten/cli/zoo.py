@@ -103,7 +103,7 @@ def check(
         str | None, typer.Argument(help="A bundled model or a folder; without one, drawn scenes are read.")
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="How many held-out prompts.")] = 200,
-    vocabulary: Annotated[str, typer.Option(help="small or full.")] = "small",
+    vocabulary: Annotated[str, typer.Option(help="small or full.")] = "full",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: the model's own.")] = None,
     seed: Annotated[int, typer.Option()] = 0,

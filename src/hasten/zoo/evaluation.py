@@ -33,7 +33,7 @@ class Report:
         }
 
 
-def held_out_prompts(count: int, vocabulary: str = "small", seed: int = 1234) -> list[str]:
+def held_out_prompts(count: int, vocabulary: str = "full", seed: int = 1234) -> list[str]:
     """Captions of scenes that training never draws, in training's mix of one, two and three objects."""
     rng = random.Random(seed)
     return [caption(sample_scene(rng, VOCABULARIES[vocabulary], held_out=True), rng) for _ in range(count)]
@@ -54,7 +54,7 @@ def summary(scores: list[Score]) -> dict[str, float]:
     }
 
 
-def check_drawn(count: int, vocabulary: str = "small", seed: int = 0, pictures: Path | None = None) -> Report:
+def check_drawn(count: int, vocabulary: str = "full", seed: int = 0, pictures: Path | None = None) -> Report:
     """Measure the checker itself on scenes drawn from known captions, at the native size."""
     rng = random.Random(seed)
     scenes = [sample_scene(rng, VOCABULARIES[vocabulary]) for _ in range(count)]
@@ -67,7 +67,7 @@ def check_drawn(count: int, vocabulary: str = "small", seed: int = 0, pictures: 
 def check_model(
     model: str,
     count: int,
-    vocabulary: str = "small",
+    vocabulary: str = "full",
     device: str = "auto",
     steps: int | None = None,
     seed: int = 0,

@@ -40,7 +40,7 @@ NATIVE = {
 class Recipe:
     """Everything that decides a training run. The defaults are for two CPU cores; see docs/training.md."""
 
-    vocabulary: str = "small"
+    vocabulary: str = "full"
     vae_steps: int = 1400
     vae_batch: int = 24
     text_steps: int = 750
@@ -56,11 +56,10 @@ class Recipe:
 
     @classmethod
     def for_device(cls, device: str, workers: int | None = None) -> Recipe:
-        """The recipe for a kind of device: few words and two workers on CPU, all words and large batches elsewhere."""
+        """The recipe for a kind of device: one worker per core on CPU, large batches and a longer run elsewhere."""
         if device == "cpu":
             return cls(workers=workers or min(4, os.cpu_count() or 1))
         return cls(
-            "full",
             vae_steps=4000,
             vae_batch=128,
             text_steps=3000,

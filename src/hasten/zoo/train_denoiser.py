@@ -40,8 +40,8 @@ class Schedule:
     `low_steps` at 64 pixels, then `high_steps` at 128; `low_batch` and `high_batch` are samples per worker and step.
     """
 
-    low_steps: int = 3000
-    high_steps: int = 1800
+    low_steps: int = 600
+    high_steps: int = 1000
     low_batch: int = 96
     high_batch: int = 32
 
