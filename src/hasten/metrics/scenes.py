@@ -221,22 +221,35 @@ def _nearest(colour: torch.Tensor, palette: dict[str, tuple[int, int, int]]) -> 
 
 
 def _components(mask: torch.Tensor) -> list[torch.Tensor]:
-    """Split a mask [H, W] into its connected parts by flooding from one unclaimed pixel after another."""
+    """Split a mask [H, W] into its connected parts (diagonals count), by joining the runs of neighbouring rows."""
     import torch
-    import torch.nn.functional as F
 
-    left, parts = mask.clone(), []
-    while left.any():
+    parts: list[list[tuple[int, int, int]]] = []  # of (row, first column, column after the last)
+    above: list[tuple[tuple[int, int, int], int]] = []  # the runs of the row above, with their part's number
+    for y, row in enumerate(mask.tolist()):
+        edges = [x for x in range(len(row) + 1) if (x < len(row) and row[x]) != (x > 0 and row[x - 1])]
+        current: list[tuple[tuple[int, int, int], int]] = []
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            touched = sorted({number for (_, left, right), number in above if left <= stop and start <= right})
+            if not touched:
+                touched = [len(parts)]
+                parts.append([])
+            first, *others = touched
+            for other in others:
+                parts[first] += parts[other]
+                parts[other] = []
+            above = [(run, first if number in others else number) for run, number in above]
+            current = [(run, first if number in others else number) for run, number in current]
+            parts[first].append((y, start, stop))
+            current.append(((y, start, stop), first))
+        above = current
+    masks = []
+    for runs in filter(None, parts):
         part = torch.zeros_like(mask)
-        part.view(-1)[left.view(-1).to(torch.uint8).argmax()] = True
-        while True:
-            grown = F.max_pool2d(part[None, None].float(), 3, 1, 1)[0, 0].bool() & mask
-            if torch.equal(grown, part):
-                break
-            part = grown
-        parts.append(part)
-        left &= ~part
-    return parts
+        for y, start, stop in runs:
+            part[y, start:stop] = True
+        masks.append(part)
+    return masks
 
 
 def _erode(mask: torch.Tensor) -> torch.Tensor:
