@@ -231,6 +231,19 @@ def test_running_out_of_memory_says_what_helps(pipe: Any, monkeypatch: pytest.Mo
         generate(small(), PROMPT, pipe=pipe)
 
 
+def test_an_operation_that_a_dtype_lacks_names_the_way_out(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("\"slow_conv3d\" not implemented for 'Half'")
+
+    monkeypatch.setattr(pipe.vae, "decode", lacking, raising=False)
+    with pytest.raises(HastenError, match=r"lacks in this dtype .*slow_conv3d.*use --dtype fp32"):
+        generate(small(), PROMPT, pipe=pipe)
+
+
+def test_a_run_that_skips_nothing_says_so_in_its_record(pipe: Any) -> None:
+    assert generate(small(interval=1), PROMPT, pipe=pipe)[0].record.notes == ("nothing was skipped",)
+
+
 def test_an_image_that_is_not_finite_is_noted(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = generation.pixels_of
     monkeypatch.setattr(generation, "pixels_of", lambda output: original(output) * float("nan"))
@@ -277,7 +290,7 @@ def test_other_pipelines_work_without_being_known(
 
 def test_images_make_a_grid(pipe: Any, tmp_path: Path) -> None:
     results = generate(small(None, num_images=3), PROMPT, pipe=pipe)
-    path = generation.save_grid(results, tmp_path)
+    path = generation.save_grid([result.image for result in results], results[0].record, tmp_path)
     assert path.name == "grid_reference_a_red_circle_0.png"
     with Image.open(path) as image:
         assert image.size == (68, 68)

@@ -152,7 +152,6 @@ def first_missing_operation(dtype: torch.dtype, device: torch.device) -> str | N
     operations: dict[str, Callable[[], object]] = {
         "linear": lambda: functional.linear(ones(2, 4), ones(4, 4), ones(4)),
         "convolution": lambda: functional.conv2d(ones(1, 2, 4, 4), ones(2, 2, 3, 3)),
-        "3-d convolution": lambda: functional.conv3d(ones(1, 2, 3, 4, 4), ones(2, 2, 3, 3, 3)),
         "layer norm": lambda: functional.layer_norm(ones(2, 4), (4,)),
         "group norm": lambda: functional.group_norm(ones(1, 4, 2, 2), 2),
         "attention": lambda: functional.scaled_dot_product_attention(*[ones(1, 1, 4, 8)] * 3),

@@ -8,7 +8,7 @@ import tempfile
 import unicodedata
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from hasten.errors import HastenError
 
@@ -67,7 +67,7 @@ def check_writable(folder: Path) -> None:
         raise HastenError(f"cannot write to {folder}: {error.strerror}; choose another folder with --out") from error
 
 
-def write_new(path: Path, write: Callable[[BinaryIO], object]) -> Path:
+def write_new(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
     """Write a file in one piece under a name that is free: `name.png`, else `name-2.png`, `name-3.png`, …
 
     The bytes go to a temporary file beside it first, so that an interrupt leaves nothing under the real name.

@@ -260,6 +260,12 @@ class Session:
                 raise
             # Before the schedule is set, a pipeline checks its inputs and nothing else.
             raise HastenError(f"{type(self.pipe).__name__} refuses these settings: {error}") from error
+        except RuntimeError as error:
+            if "not implemented for" not in str(error):
+                raise
+            raise HastenError(
+                f"this model needs an operation that {self.device} lacks in this dtype ({error}): use --dtype fp32"
+            ) from error
         notes = list(call.notes)
         if not bool(torch.isfinite(pixels).all()):
             notes.append(
@@ -267,6 +273,8 @@ class Session:
             )
             pixels = pixels.nan_to_num(0.0)
         skipped = report.skipped_steps if report is not None else 0
+        if report is not None and not skipped:
+            notes.append("nothing was skipped")
         done = watch.steps_done or plan.generation.num_inference_steps
         record = Record(
             prompt=prompt,
@@ -285,13 +293,13 @@ class Session:
             report=report.to_dict() if report is not None else None,
             notes=(*notes, *(report.notes if report is not None else ())),
         )
-        return Result(pixels, watch.latents, record)
+        latents = watch.latents.cpu() if watch.latents is not None else None
+        return Result(pixels, latents, record)
 
 
-def save_grid(results: Sequence[Result], folder: Path) -> Path:
-    """Write all images as one picture, `grid_{method}_{prompt}_{seed}.png`."""
-    first = results[0].record
-    sheet = grid([result.image for result in results])
+def save_grid(images: Sequence[Image.Image], first: Record, folder: Path) -> Path:
+    """Write images as one picture, `grid_{method}_{prompt}_{seed}.png` by the record of the first of them."""
+    sheet = grid(images)
     name = image_name(f"grid_{first.method}", first.prompt, first.seed)
     return write_new(folder / name, lambda file: save_png([sheet], file))
 

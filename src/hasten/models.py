@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hasten.errors import LoadError
-from hasten.plan import Plan
+from hasten.plan import Plan, load_plan
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LFS_POINTER = b"version https://git-lfs"
@@ -147,9 +147,7 @@ def with_native(plan: Plan, native: Native) -> Plan:
     # Through a mapping and back, so that what depends on the steps is checked again.
     values = plan.to_dict()
     values["generation"] = {**values["generation"], **filled}
-    if generation.negative_prompt is None and "negative_prompt" not in filled:
-        values["generation"]["negative_prompt"] = None
-    return Plan.model_validate(values)
+    return load_plan(values)
 
 
 def complete_plan(plan: Plan) -> Plan:
@@ -157,6 +155,7 @@ def complete_plan(plan: Plan) -> Plan:
 
     Raises:
         LoadError: the model is not there.
+        PlanError: the model's own number of steps does not go with the rest of the plan.
     """
     return with_native(plan, native_settings(locate(plan.model)))
 

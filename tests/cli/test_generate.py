@@ -207,6 +207,16 @@ def test_quiet_says_nothing(model: str, here: Path) -> None:
     assert "must be" in run(PROMPT, "-m", model, "--quiet", "--steps", 0, code=2).stderr
 
 
+@pytest.mark.filterwarnings("default")  # as for users; elsewhere in these tests a warning is an error
+def test_a_warning_is_one_line_without_code(model: str) -> None:
+    lines = run(PROMPT, "-m", model, "--steps", 3).stderr.splitlines()
+    assert next(line for line in lines if "skipped nothing" in line).startswith(
+        "warning: hasten skipped nothing in this run"
+    )
+    assert not any(".py" in line for line in lines)
+    assert run(PROMPT, "-m", model, "--steps", 3, "--quiet").stderr == ""
+
+
 def test_compare_prints_the_table_and_writes_three_pictures(model: str, here: Path) -> None:
     result = run(PROMPT, "-m", model, "--compare", "--rounds", 1)
     for row in (

@@ -15,6 +15,7 @@ from hasten.plan import Plan
 if TYPE_CHECKING:
     from hasten.comparison import Comparison
     from hasten.generation import OnProgress, Result
+    from hasten.record import Quality, Record
 
 app = typer.Typer()
 
@@ -213,80 +214,98 @@ def show_plan(plan: Plan, prompts: Sequence[str], *, as_json: bool) -> None:
         typer.echo(f"# would write {name}")
 
 
+class Outcome:
+    """What is finished so far: files and figures but no pixels, since a run may make thousands of images."""
+
+    def __init__(self) -> None:
+        self.images: list[dict[str, Any]] = []
+        self.comparisons: list[dict[str, Any]] = []
+        self.qualities: list[Quality] = []
+        self.paths: list[Path] = []
+        self.first: Record | None = None
+        self.grid: Path | None = None
+
+    def add(self, made: Result | Comparison) -> None:
+        """Take note of an image, or of a comparison's two."""
+        from hasten.comparison import Comparison
+
+        if isinstance(made, Comparison):
+            self.add(made.reference)
+            self.add(made.accelerated)
+            self.qualities.append(made.quality)
+            self.comparisons.append(
+                {
+                    "prompt": made.reference.record.prompt,
+                    "seed": made.reference.record.seed,
+                    "reference": str(made.reference.path),
+                    "accelerated": str(made.accelerated.path),
+                    "picture": str(made.picture),
+                    "quality": made.quality.model_dump(mode="json"),
+                }
+            )
+        elif made.path is not None:
+            self.paths.append(made.path)
+            self.images.append({"path": str(made.path), "record": made.record.model_dump(mode="json")})
+            self.first = self.first or made.record
+
+    def save_grid(self, folder: Path) -> None:
+        """Write all images as one picture."""
+        from PIL import Image
+
+        from hasten.generation import save_grid
+
+        if self.first is not None:
+            self.grid = save_grid([Image.open(path) for path in self.paths], self.first, folder)
+
+    def document(self, *, interrupted: bool) -> str:
+        """Everything as JSON."""
+        import json
+
+        document = {
+            "images": self.images,
+            "comparisons": self.comparisons,
+            "grid": str(self.grid) if self.grid is not None else None,
+            "interrupted": interrupted,
+        }
+        return json.dumps(document, ensure_ascii=False, indent=2)
+
+
 def run(plan: Plan, prompts: Sequence[str], *, as_json: bool, quiet: bool) -> None:
     """Generate, show what is done as it is done, and keep what is finished whatever happens."""
     from contextlib import ExitStack, nullcontext
 
-    from hasten.cli.show import live_bar, print_comparison, print_result, print_summary
+    from hasten.cli.show import live_bar, plain_warnings, print_made, print_summary
 
-    results: list[Result] = []
-    comparisons: list[Comparison] = []
-    sheet: Path | None = None
+    outcome = Outcome()
     finished = False
     silent = as_json or quiet
     bar = live_bar(enabled=not silent)
     try:
         with ExitStack() as stack:
+            stack.enter_context(plain_warnings(shown=not quiet))
             if bar is not None:
                 stack.enter_context(bar)
             for made in _made(plan, prompts, bar.show if bar is not None else None):
-                if isinstance(made, tuple):
-                    comparisons.append(made[0])
-                    results += [made[0].reference, made[0].accelerated]
-                else:
-                    results.append(made)
+                outcome.add(made)
                 if not silent:
                     with bar.hidden() if bar is not None else nullcontext():
-                        if isinstance(made, tuple):
-                            print_comparison(made[0])
-                        else:
-                            print_result(made)
-        if plan.io.grid and results:
-            from hasten.generation import save_grid
-
-            sheet = save_grid(results, plan.io.out)
+                        print_made(made)
+        if plan.io.grid:
+            outcome.save_grid(plan.io.out)
         if not silent:
-            print_summary(comparisons, sheet)
+            print_summary(outcome.qualities, outcome.grid)
         finished = True
     finally:
-        if as_json and (finished or results):
-            typer.echo(_document(results, comparisons, sheet, interrupted=not finished))
+        if as_json and (finished or outcome.images):
+            typer.echo(outcome.document(interrupted=not finished))
 
 
-def _made(plan: Plan, prompts: Sequence[str], progress: OnProgress | None) -> Iterator[Result | tuple[Comparison]]:
+def _made(plan: Plan, prompts: Sequence[str], progress: OnProgress | None) -> Iterator[Result | Comparison]:
     if plan.io.compare:
         from hasten.comparison import stream_comparisons
 
-        for comparison in stream_comparisons(plan, prompts, plan.io.rounds, progress=progress, save=True):
-            yield (comparison,)
+        yield from stream_comparisons(plan, prompts, plan.io.rounds, progress=progress, save=True)
     else:
         from hasten.generation import stream
 
         yield from stream(plan, prompts, progress=progress, save=True)
-
-
-def _document(
-    results: Sequence[Result], comparisons: Sequence[Comparison], sheet: Path | None, *, interrupted: bool
-) -> str:
-    import json
-
-    def path(value: Path | None) -> str | None:
-        return str(value) if value is not None else None
-
-    document: dict[str, Any] = {
-        "images": [{"path": path(result.path), "record": result.record.model_dump(mode="json")} for result in results],
-        "comparisons": [
-            {
-                "prompt": comparison.reference.record.prompt,
-                "seed": comparison.reference.record.seed,
-                "reference": path(comparison.reference.path),
-                "accelerated": path(comparison.accelerated.path),
-                "picture": path(comparison.picture),
-                "quality": comparison.quality.model_dump(mode="json"),
-            }
-            for comparison in comparisons
-        ],
-        "grid": path(sheet),
-        "interrupted": interrupted,
-    }
-    return json.dumps(document, ensure_ascii=False, indent=2)

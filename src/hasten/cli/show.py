@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from hasten.cli.console import err, out
 if TYPE_CHECKING:
     from hasten.comparison import Comparison
     from hasten.generation import Progress, Result
-    from hasten.record import Record
+    from hasten.record import Quality, Record
 
 MIB = 1 << 20
 
@@ -78,14 +79,33 @@ def _title(now: Progress) -> str:
     return f"{which}{now.label}"
 
 
+@contextlib.contextmanager
+def plain_warnings(*, shown: bool) -> Iterator[None]:
+    """Show warnings as one line each, without the place in the code; or not at all."""
+
+    def show(message: Warning | str, *place: Any, **more: Any) -> None:
+        if shown:
+            err.print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def print_made(made: Result | Comparison) -> None:
+    """What there is to say about an image, or about two."""
+    from hasten.comparison import Comparison
+
+    if isinstance(made, Comparison):
+        print_comparison(made)
+    else:
+        print_result(made)
+
+
 def print_result(result: Result) -> None:
     """The file, the times of its stages, and what the cache did."""
-    record = result.record
     out.print(Text(str(result.path)), soft_wrap=True)
-    _print_details(record)
-
-
-def _print_details(record: Record) -> None:
+    record = result.record
     times = record.timings
     err.print(
         f"  {times.total:.2f} s: text {times.text:.2f}, denoise {times.denoise:.2f} "
@@ -147,20 +167,20 @@ def print_comparison(comparison: Comparison) -> None:
     )
 
 
-def print_summary(comparisons: Sequence[Comparison], sheet: Path | None) -> None:
+def print_summary(qualities: Sequence[Quality], sheet: Path | None) -> None:
     """The grid's file, and the middle of several comparisons."""
     if sheet is not None:
         out.print(Text(str(sheet)), soft_wrap=True)
-    if len(comparisons) < 2:
+    if len(qualities) < 2:
         return
-    ratios = [comparison.quality.psnr for comparison in comparisons if comparison.quality.psnr is not None]
-    likeness = [comparison.quality.ssim for comparison in comparisons if comparison.quality.ssim is not None]
-    parts = [f"speed-up {statistics.median(comparison.speedup for comparison in comparisons):.2f}×"]
+    ratios = [quality.psnr for quality in qualities if quality.psnr is not None]
+    likeness = [quality.ssim for quality in qualities if quality.ssim is not None]
+    parts = [f"speed-up {statistics.median(quality.speedup or 1 for quality in qualities):.2f}×"]
     if ratios:
         parts.append(f"PSNR {statistics.median(ratios):.2f} dB")
     if likeness:
         parts.append(f"SSIM {statistics.median(likeness):.4f}")
-    out.print(f"medians of {len(comparisons)} images: {', '.join(parts)}", highlight=False)
+    out.print(f"medians of {len(qualities)} images: {', '.join(parts)}", highlight=False)
 
 
 def _mebibytes(count: int | None) -> str:

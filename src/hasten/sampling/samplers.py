@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hasten.plan import Sampler
 
 
-class FlowHeunScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
+class FlowHeunScheduler(FlowMatchEulerDiscreteScheduler):
     """Heun's method for flow matching: two denoiser calls a step, except the last one, second-order accurate.
 
     diffusers' own FlowMatchHeunDiscreteScheduler takes neither `sigmas` nor `mu`, which most flow pipelines pass, and
