@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 import prompted
 from hasten import loading, models
 from hasten.errors import DeviceError, HastenError, LoadError
+from hasten.generation import generate
 from hasten.loading import load, quiet_loading
 from hasten.plan import Plan, load_plan
 from hasten.sampling.samplers import FlowHeunScheduler
@@ -54,6 +55,13 @@ def test_the_plans_dtype_and_sampler_are_put_on(saved: Path) -> None:
     assert pipe.transformer.dtype is pipe.vae.dtype is pipe.text_encoder.dtype is torch.bfloat16
     assert type(pipe.scheduler) is FlowHeunScheduler
     assert pipe.scheduler.config.shift == 5.0
+
+
+def test_fp16_on_the_cpu_is_loaded_without_a_false_alarm(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pipe = load(plan_for(saved, dtype="fp16"))
+    assert capfd.readouterr().err == ""
+    note = generate(load_plan(None, num_inference_steps=1, width=32, height=32), "x", pipe=pipe)[0].record.notes
+    assert note == ("fp16 is slow on most CPUs: fp32 or bf16 is usually faster",)
 
 
 def test_a_bundled_name_is_loaded_from_the_package(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,6 +267,8 @@ class Session:
                 f"this model needs an operation that {self.device} lacks in this dtype ({error}): use --dtype fp32"
             ) from error
         notes = list(call.notes)
+        if self.device.type == "cpu" and getattr(self.pipe, "dtype", None) is torch.float16:
+            notes.append("fp16 is slow on most CPUs: fp32 or bf16 is usually faster")
         if not bool(torch.isfinite(pixels).all()):
             notes.append(
                 "the image holds NaN or infinity: the dtype may be too narrow for this model, try bf16 or fp32"

@@ -44,12 +44,12 @@ def load(plan: Plan, *, pickle: bool = False) -> Any:
             pipe = _load_file(_there(located), dtype)
         else:
             pipe = _load_folder(_there(located), dtype, pickle)
-    apply_sampler(pipe, plan.sampler)
-    pipe.set_progress_bar_config(disable=True)
-    try:
-        return pipe.to(device)
-    except torch.OutOfMemoryError as error:
-        raise LoadError(f"{plan.model} in {str(dtype)[6:]} does not fit into the memory of {device}") from error
+        apply_sampler(pipe, plan.sampler)
+        pipe.set_progress_bar_config(disable=True)
+        try:
+            return pipe.to(device)
+        except torch.OutOfMemoryError as error:
+            raise LoadError(f"{plan.model} in {str(dtype)[6:]} does not fit into the memory of {device}") from error
 
 
 def _there(located: Located) -> Path:
@@ -66,7 +66,12 @@ def _in(dtype: torch.dtype) -> dict[str, torch.dtype]:
 class _NoNoise(logging.Filter):
     """Drops messages about things that are as they should be, or that an error of our own says better."""
 
-    noise = ("requires torchvision (not installed)", "Couldn't connect to the Hub", "Will try to load from local cache")
+    noise = (
+        "requires torchvision (not installed)",
+        "Couldn't connect to the Hub",
+        "Will try to load from local cache",
+        "cannot run with `cpu` device",  # said of fp16 without trying it; resolve_dtype has tried
+    )
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
