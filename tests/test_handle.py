@@ -706,6 +706,21 @@ def test_blocks_that_are_compiled_keep_their_compiled_call() -> None:
     assert all(block._compiled_call_impl is not None for block in pipe.transformer.transformer_blocks)
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_denoiser_that_is_compiled_as_a_whole_has_its_output_predicted(in_place: bool) -> None:
+    pipe = tiny.qwen(blocks=2)
+    with accelerate(pipe, site="output"):
+        expected = latents(pipe, tiny.qwen_call(8))
+    if in_place:
+        pipe.transformer.compile(backend="eager")
+    else:
+        pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    with accelerate(pipe) as handle:
+        assert close(latents(pipe, tiny.qwen_call(8)), expected) < 1e-5
+        assert handle.report().site == "output"
+        assert "compiled as a whole" in handle.report().notes[0]
+
+
 def test_inference_mode_works_as_no_grad_does() -> None:
     pipe = tiny.qwen()
     with accelerate(pipe) as handle:

@@ -73,7 +73,8 @@ class Handle:
         self.remove()
 
     def __repr__(self) -> str:
-        return f"<Handle: {'active' if self._active else 'removed'}, {self.report()}>"
+        first_line, *_ = str(self.report()).splitlines()
+        return f"<Handle ({'active' if self._active else 'removed'}): {first_line}>"
 
 
 def accelerate(target: Any, plan: Plan | str | Path | Mapping[str, Any] | None = None, **overrides: Any) -> Handle:

@@ -214,6 +214,27 @@ def test_a_stream_of_another_shape_than_it_entered_with_is_stored_as_it_is() -> 
     assert span.streams == (Stream(0, None),)
 
 
+def test_a_last_block_that_returns_none_for_a_stream_keeps_the_streams_apart() -> None:
+    class MaybePair(Pair):
+        def __init__(self, last: bool = False) -> None:
+            super().__init__()
+            self.last = last
+
+        def forward(self, image: Tensor, text: Tensor) -> Any:
+            text, image = super().forward(image, text)
+            return (None if self.last else text), image
+
+    def run(model: Any, x: Tensor) -> Tensor:
+        image, text = x, x + 1  # of one shape, so that shapes cannot tell them apart
+        for block in model.blocks:
+            text, image = block(image=image, text=text)
+        return model.out(image)
+
+    # As Stable Diffusion 3 does.
+    wiring = learn(Model(run, MaybePair(), MaybePair(), MaybePair(last=True)), tiny.noise(2, 5, 8))
+    assert wiring.spans == (Span(0, 2, (Stream(1, "image"),)),)
+
+
 def test_lists_of_lists_and_lists_within_blocks() -> None:
     class Nested(Block):
         def __init__(self) -> None:

@@ -78,7 +78,8 @@ class Budget:
                 self._forget(0, history, *others)
                 return ()
             self.snapshots -= 1
-            self._forget(self.snapshots, history, *others)
+            self._forget(max(self.snapshots - 1, 0), history)
+            self._forget(self.snapshots, *others)
             if self.snapshots == 0:
                 self.notes.append(f"every step is computed: {self._limit} has no room for one snapshot of each branch")
                 return ()

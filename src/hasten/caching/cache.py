@@ -28,7 +28,7 @@ from hasten.caching.wiring import arguments
 from hasten.errors import CacheError
 
 # Tiled pipelines call the denoiser once per tile; a module that is called without end in one step is in no run at all.
-_MOST_BRANCHES = 256
+_MOST_BRANCHES = 64
 
 
 class Branch:
@@ -156,6 +156,7 @@ class Cache:
         self._book = Book()
         self._runs = 0
         self._schedule: tuple[tuple[int, int | None], list[Decision], tuple[bool, ...]] = ((0, None), [], ())
+        self._idle = False
         self._denied: Counter[str] = Counter()
         self._ended = False
         self._warned = False
@@ -209,7 +210,7 @@ class Cache:
     ) -> tuple[Any, bool, str]:
         index = self.clock.index
         policy, keep = self._decide(index)
-        if not self._stores:
+        if not self._stores or self._idle:
             return inner(*args, **kwargs), True, policy.reason
         signature = _signature(args, kwargs)
         if signature != branch.signature:
@@ -295,7 +296,7 @@ class Cache:
                 raise CacheError(
                     f"cache.site: {denoiser.name} ({type(denoiser.module).__name__}) has no site {wanted!r}: {unfit}; "
                     "allowed here: output"
-                )
+                ) from None
             denoiser.notes[f"{denoiser.name}: site output in place of {wanted}: {unfit}"] = None
         output = denoiser.site("output", self.settings.span)
         assert isinstance(output, OutputSite)
@@ -334,8 +335,10 @@ class Cache:
         now = (self.clock.run, total)
         if now != self._schedule[0]:
             decisions = [self._policy(step, total) for step in range(total or 0)]
+            computed = [decision.compute for decision in decisions]
             snapshots = self.settings.snapshots if self.settings is not None else 0
-            self._schedule = now, decisions, needed([decision.compute for decision in decisions], snapshots)
+            self._schedule = now, decisions, needed(computed, snapshots)
+            self._idle = bool(computed) and all(computed)  # a run this short has nothing to skip
         _, decisions, wanted = self._schedule
         if index < len(decisions):
             return decisions[index], wanted[index]

@@ -48,6 +48,11 @@ class Tap:
         return copy.deepcopy(self.inner, memo)
 
     @property
+    def covered(self) -> Any:
+        """What was on the instance before, None if nothing was."""
+        return None if self._before is _ABSENT else self._before
+
+    @property
     def in_place(self) -> bool:
         """Whether calls of the attribute still arrive here; something else may have been put over it."""
         return vars(self.owner).get(self.name) is self

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.caching.patching import CALL, Tap
-from hasten.caching.trees import Meta, replace, tensors
+from hasten.caching.trees import Meta, numbered, replace, tensors
 from hasten.caching.wiring import Slot, Span, Watcher, Wiring, arguments, repeated_blocks
 
 Call = Callable[..., Any]
@@ -128,6 +128,8 @@ class SpanSite:
     ) -> tuple[Any, Values]:
         sort = _sort(args, kwargs)
         plan = self._plans.get(sort)
+        if plan is None and _is_compiled(self._model):
+            plan = "it is compiled as a whole, so that its blocks cannot be left out"
         if isinstance(plan, str):
             raise UnfitError(plan)
         if plan is None:
@@ -311,14 +313,14 @@ class _Skipping:
         if position not in self._blanks:
             raise UnfitError("no computed step has shown what its blocks return")
         if position == span.first:
-            wanted = list(tensors(self._blanks[span.last]))
+            wanted = dict(numbered(self._blanks[span.last]))
             self._stand_ins = {
                 stream.out: self._predict(slot + offset, base, wanted[stream.out].dtype)
                 for offset, (stream, base) in enumerate(zip(span.streams, _bases(span, args, kwargs), strict=True))
             }
         if position != span.last:
             return self._blanks[position]
-        outputs = iter(range(len(list(tensors(self._blanks[position])))))
+        outputs = iter([number for number, _ in numbered(self._blanks[position])])
         return replace(self._blanks[position], lambda blank: self._stand_ins.get(next(outputs), blank))
 
 
@@ -339,7 +341,7 @@ def _argument(slot: Slot, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor
 
 def _changes(span: Span, bases: list[Tensor | None], left: Any, dtype: torch.dtype | None) -> Iterator[Tensor]:
     """What a span did to its streams."""
-    outputs = list(tensors(left))
+    outputs = dict(numbered(left))
     for stream, base in zip(span.streams, bases, strict=True):
         after = outputs[stream.out].detach()
         store = dtype or after.dtype
@@ -352,6 +354,12 @@ def _changes(span: Span, bases: list[Tensor | None], left: Any, dtype: torch.dty
 
 def _blank(tree: Any) -> Any:
     return replace(tree, lambda tensor: Meta.of(tensor).blank())
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    found = vars(model).get(CALL)
+    compiled = found.covered if isinstance(found, Tap) else found
+    return hasattr(model, "_orig_mod") or compiled is not None
 
 
 def _sort(args: Sequence[Any], kwargs: dict[str, Any]) -> object:

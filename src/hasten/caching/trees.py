@@ -30,20 +30,32 @@ class Meta(NamedTuple):
         return torch.full((), value, dtype=self.dtype, device=self.device).expand(self.shape)
 
 
-def tensors(tree: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists, mappings and dataclasses, in order."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
+def leaves(tree: Any) -> Iterator[Any]:
+    """Whatever nested tuples, lists, mappings and dataclasses hold, in order."""
+    if isinstance(tree, (tuple, list)):
         for value in tree:
-            yield from tensors(value)
+            yield from leaves(value)
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         # Before mappings, as in `replace`: diffusers' outputs are both.
         for field in dataclasses.fields(tree):
-            yield from tensors(getattr(tree, field.name))
+            yield from leaves(getattr(tree, field.name))
     elif isinstance(tree, Mapping):
         for value in tree.values():
-            yield from tensors(value)
+            yield from leaves(value)
+    else:
+        yield tree
+
+
+def numbered(tree: Any) -> Iterator[tuple[int, Tensor]]:
+    """The tensors among the leaves, each with its number; a None in the place of a tensor is counted, too."""
+    for number, leaf in enumerate(leaves(tree)):
+        if isinstance(leaf, Tensor):
+            yield number, leaf
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """The tensors among the leaves."""
+    return (leaf for leaf in leaves(tree) if isinstance(leaf, Tensor))
 
 
 def replace(tree: Any, function: Callable[[Tensor], Any]) -> Any:

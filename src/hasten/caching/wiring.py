@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from hasten.caching.patching import CALL, Tap
-from hasten.caching.trees import Meta, replace, tensors
+from hasten.caching.trees import Meta, numbered, replace, tensors
 
 Slot = int | str
 """Where a tensor goes into a block: the position or the name of the argument."""
@@ -44,7 +44,7 @@ class Stream:
     """A tensor that comes out of a span and is read after it.
 
     Attributes:
-        out: which of the tensors that the last block returns.
+        out: which of the leaves of what the last block returns.
         into: where the same stream enters the first block; None where it has no counterpart there of the same shape.
     """
 
@@ -87,7 +87,7 @@ class _Call:
 
     module: nn.Module
     inputs: dict[Slot, Meta]
-    outputs: list[Meta] = field(default_factory=list)
+    outputs: dict[int, Meta] = field(default_factory=dict)
     links: list[tuple[int, int, Slot]] = field(default_factory=list)
     """(position, output, argument): an output of an earlier call that this one takes."""
     read: set[int] = field(default_factory=set)
@@ -189,9 +189,15 @@ class Watcher(TorchFunctionMode):
             if self._depth:
                 return inner(*args, **kwargs)
             self._depth += 1
+            # Inside a block nobody watches. A compiled block must not see the mode: it would be compiled twice.
+            top = _get_current_function_mode() is self  # type: ignore[no-untyped-call]
+            if top:
+                super(Watcher, self).__exit__(None, None, None)  # type: ignore[no-untyped-call]
             try:
                 return self._block(block, inner, args, kwargs)
             finally:
+                if top:
+                    super(Watcher, self).__enter__()  # type: ignore[no-untyped-call]
                 self._depth -= 1
 
         return around
@@ -214,8 +220,8 @@ class Watcher(TorchFunctionMode):
         versions = [(tensor, _version(tensor)) for tensor in tensors((args, kwargs))]
         result = inner(*args, **kwargs)
         call.in_place = any(_version(tensor) != version for tensor, version in versions)
-        for output, tensor in enumerate(tensors(result)):
-            call.outputs.append(Meta.of(tensor))
+        for output, tensor in numbered(result):
+            call.outputs[output] = Meta.of(tensor)
             self._owners[id(tensor)] = (weakref.ref(tensor), position, output)
         self._recent.append((position, result))
         with suppress(TypeError):
@@ -318,9 +324,10 @@ class Watcher(TorchFunctionMode):
                 pairs[type(call.module)] |= {slot: out for source, out, slot in call.links if source == position - 1}
         for call in self._calls:
             if not pairs[type(call.module)]:
-                for out, meta in enumerate(call.outputs):
+                metas = list(call.outputs.values())
+                for out, meta in call.outputs.items():
                     alike = [slot for slot, given in call.inputs.items() if given == meta]
-                    if len(alike) == 1 and call.outputs.count(meta) == 1:
+                    if len(alike) == 1 and metas.count(meta) == 1:
                         pairs[type(call.module)][alike[0]] = out
         return pairs
 
