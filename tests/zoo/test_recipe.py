@@ -14,7 +14,7 @@ from hasten.zoo.train_vae import FlatVAE
 from hasten.zoo.training import flat_then_cosine
 
 TINY = Recipe(
-    vae_steps=2, vae_batch=8, text_steps=2, text_batch=8, width=64, layers=4, workers=1, compiled=False,
+    vae_steps=2, vae_batch=8, text_steps=2, text_batch=8, width=64, layers=4, workers=1, compiled=False, looks=1,
     denoiser=Schedule(low_steps=2, high_steps=2, low_batch=4, high_batch=4),
 )  # fmt: skip
 

@@ -84,6 +84,7 @@ def train(
         schedule |= {"low_batch": batch, "high_batch": max(2, batch // 3)}
     changes: dict[str, Any] = {
         "vocabulary": vocabulary, "vae_steps": vae_steps, "text_steps": text_steps, "width": width, "layers": layers,
+        "looks": looks,
         "denoiser": replace(recipe.denoiser, **{key: value for key, value in schedule.items() if value is not None}),
     }  # fmt: skip
     recipe = replace(recipe, compiled=compiled, **{key: value for key, value in changes.items() if value is not None})

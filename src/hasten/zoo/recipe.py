@@ -38,7 +38,10 @@ NATIVE = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training run. The defaults are for two CPU cores; see docs/training.md."""
+    """Everything that decides a training run. The defaults are for two CPU cores; see docs/training.md.
+
+    `looks` held-out prompts are drawn and scored at every checkpoint, for `looks.csv`; 0 for none.
+    """
 
     vocabulary: str = "full"
     vae_steps: int = 1400
@@ -53,6 +56,7 @@ class Recipe:
     device: str = "cpu"
     seed: int = 0
     compiled: bool = True
+    looks: int = 40
 
     @classmethod
     def for_device(cls, device: str, workers: int | None = None) -> Recipe:
@@ -125,7 +129,7 @@ def _train_denoiser(folder: Path, recipe: Recipe, quiet: bool) -> None:
     rank = dist.get_rank() if dist.is_initialized() else 0
     seed = recipe.seed + 7919 * rank + random.SystemRandom().randrange(2**20)  # a resumed run sees new scenes
     data = Data(tokenizer, encoder, vae, VOCABULARIES[recipe.vocabulary], seed, recipe.device, compiled=recipe.compiled)
-    prompts, curve = held_out_prompts(40, recipe.vocabulary), LossCurve(folder / "looks.csv")
+    prompts, curve = held_out_prompts(recipe.looks, recipe.vocabulary), LossCurve(folder / "looks.csv")
 
     def look(trainer: Trainer, size: int) -> None:
         pixels = sample(trainer.ema, data, prompts, size)
@@ -144,7 +148,7 @@ def _train_denoiser(folder: Path, recipe: Recipe, quiet: bool) -> None:
         recipe.layers,
         recipe.compiled,
         recipe.decay,
-        look,
+        look if recipe.looks else None,
     )
     if rank == 0:
         model.save_pretrained(folder / "transformer")
