@@ -58,6 +58,7 @@ def train(
     ] = None,
     width: Annotated[int | None, typer.Option(min=64, help="Denoiser width, a multiple of 64.")] = None,
     layers: Annotated[int | None, typer.Option(min=4, help="Denoiser blocks.")] = None,
+    looks: Annotated[int | None, typer.Option(min=0, help="Held-out prompts drawn and scored at checkpoints.")] = None,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile the blocks: slow start, twice the speed.")
     ] = True,
