@@ -196,6 +196,35 @@ def test_two_lists_in_a_row_are_one_span_and_a_small_list_beside_them_stays() ->
     assert span.last - span.first == 15
 
 
+def test_a_refiner_that_hands_over_to_the_main_stack_is_not_its_beginning() -> None:
+    def run(model: Any, x: Tensor) -> Tensor:
+        text = x[:, :2]
+        for block in model.refiner:
+            text = block(text)
+        image = x + 1
+        for block in model.blocks:
+            text, image = block(image, text)
+        return model.out(image)
+
+    model = Model(run, *(Pair() for _ in range(8)), refiner=nn.ModuleList(Block() for _ in range(2)))
+    assert learn(model, tiny.noise(2, 5, 8)).spans == (Span(2, 9, (Stream(1, 0),)),)
+
+
+def test_when_too_little_hangs_together_nothing_is_left_out() -> None:
+    def run(model: Any, x: Tensor) -> Tensor:
+        for index, block in enumerate(model.blocks):
+            x = block(x) if index < 3 else block(x) + 1
+        return model.out(x)
+
+    assert not learn(Model(run, *(Block() for _ in range(6))), tiny.noise(2, 3, 8)).spans
+
+
+def test_keeping_all_blocks_leaves_nothing_to_skip() -> None:
+    wiring = learn(Model(chain, *(Block() for _ in range(4))), tiny.noise(2, 3, 8), first=2, last=2)
+    assert not wiring.spans
+    assert "no block is left" in wiring.reason
+
+
 def test_a_stream_of_another_shape_than_it_entered_with_is_stored_as_it_is() -> None:
     class Widens(nn.Module):
         def __init__(self, dim: int) -> None:

@@ -37,6 +37,8 @@ _METADATA = frozenset(
 # Smaller stacks beside the main one (text refiners and the like) are cheap to run and dear to store.
 _WORTH = 0.2
 _MOST_SPANS = 4
+# Where less of the blocks can be left out than this, a skipped step saves too little: predict the output instead.
+_ENOUGH = 0.75
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ class Watcher(TorchFunctionMode):
         self._depth = 0
         self._taps: list[Tap] = []
         # What the values of a span are made of, so that the watched call itself can be the first snapshot. Only the
-        # ends of chains are held: the results in between are free to go as they always are.
+        # places where something enters and the ends of chains are held: what passes in between is free to go.
+        self._seen: set[int] = set()
         self._since_start = 0
         self._entered: dict[int, tuple[Sequence[Any], dict[str, Any]]] = {}
         self._left: dict[int, Any] = {}
@@ -206,9 +209,12 @@ class Watcher(TorchFunctionMode):
         position = len(self._calls)
         call = _Call(block, {})
         self._calls.append(call)
+        enters = False
         for slot, value in arguments(args, kwargs):
             if isinstance(value, Tensor):
                 call.inputs[slot] = Meta.of(value)
+                enters = enters or (self._owner(value) is None and id(value) not in self._seen)
+                self._seen.add(id(value))
             for tensor in tensors(value):
                 owner = self._owner(tensor)
                 if owner is not None:
@@ -216,7 +222,7 @@ class Watcher(TorchFunctionMode):
                     self._calls[source].users.setdefault(output, set()).add(position)
                     if tensor is value:
                         call.links.append((source, output, slot))
-        self._hold(position, call, args, kwargs)
+        self._hold(position, call, args, kwargs, enters=enters)
         versions = [(tensor, _version(tensor)) for tensor in tensors((args, kwargs))]
         result = inner(*args, **kwargs)
         call.in_place = any(_version(tensor) != version for tensor, version in versions)
@@ -228,10 +234,12 @@ class Watcher(TorchFunctionMode):
             self.blanks[position] = replace(result, lambda tensor: Meta.of(tensor).blank())
         return result
 
-    def _hold(self, position: int, call: _Call, args: Any, kwargs: Any) -> None:
+    def _hold(self, position: int, call: _Call, args: Any, kwargs: Any, *, enters: bool) -> None:
         if not any(source == position - 1 for source, _, _ in call.links):
-            self._since_start = 0
+            enters = True
             self._left |= dict(self._recent)
+        if enters:
+            self._since_start = 0
         if self._since_start <= self._keep[0]:
             self._entered[position] = (args, kwargs)
         self._since_start += 1
@@ -248,7 +256,7 @@ class Watcher(TorchFunctionMode):
         if spans:
             return Wiring(sequence, spans)
         if pieces:
-            return Wiring(sequence, (), f"only {sum(last - first + 1 for first, last in pieces)} blocks hang together")
+            return Wiring(sequence, (), f"no block is left between the first {self._keep[0]} and last {self._keep[1]}")
         return Wiring(sequence, (), "something reads or changes what passes between its blocks")
 
     def _whole(self, first: int, last: int) -> bool:
@@ -267,13 +275,24 @@ class Watcher(TorchFunctionMode):
                 first,
             )
             if last > first:
-                pieces.append((first, last))
+                pieces.append((self._entrance(first, last), last))
             first = last + 1
         weights = {piece: _parameters(self._calls[piece[0] : piece[1] + 1]) for piece in pieces}
         heaviest = max(weights.values(), default=0)
         pieces = [piece for piece in pieces if weights[piece] >= _WORTH * heaviest]
-        enough = 2 * sum(weights[piece] for piece in pieces) >= _parameters(self._calls)
+        enough = sum(weights[piece] for piece in pieces) >= _ENOUGH * _parameters(self._calls)
         return pieces if enough and len(pieces) <= _MOST_SPANS else []
+
+    def _entrance(self, first: int, last: int) -> int:
+        """The earliest call of a stack by which all streams that leave it have entered.
+
+        A text refiner that hands over to the main stack would otherwise be its beginning, where there is no image yet.
+        """
+        for entrance in range(first, last):
+            streams = self._span(entrance, last).streams
+            if streams and all(stream.into is not None for stream in streams):
+                return entrance
+        return first
 
     def _cut(self, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Leave the first and the last blocks running."""
