@@ -11,12 +11,21 @@ from hasten.zoo.architecture import PREFIX_TOKENS, TEMPLATE, build_tokenizer, bu
 from hasten.zoo.recipe import Recipe, train
 from hasten.zoo.train_denoiser import Schedule, Trainer, TrainingDenoiser, pack, rotary, unpack
 from hasten.zoo.train_vae import FlatVAE
-from hasten.zoo.training import flat_then_cosine
+from hasten.zoo.training import flat_then_linear
 
 TINY = Recipe(
-    vae_steps=2, vae_batch=8, text_steps=2, text_batch=8, width=64, layers=4, workers=1, compiled=False, looks=1,
+    vae_steps=2,
+    vae_batch=8,
+    decoder_steps=1,
+    text_steps=2,
+    text_batch=8,
+    width=64,
+    layers=4,
+    workers=1,
+    compiled=False,
+    looks=1,
     denoiser=Schedule(low_steps=2, high_steps=2, low_batch=4, high_batch=4),
-)  # fmt: skip
+)
 
 
 def test_the_recipe_ends_in_a_pipeline_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -112,4 +121,4 @@ def test_a_trainers_state_survives_saving(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("step", "factor"), [(0, 0.02), (49, 1.0), (500, 1.0), (999, 1 / 350)])
 def test_the_learning_rate_warms_up_stays_and_falls(step: int, factor: float) -> None:
-    assert flat_then_cosine(step, 1000) == pytest.approx(factor)
+    assert flat_then_linear(step, 1000) == pytest.approx(factor)

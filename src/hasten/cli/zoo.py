@@ -50,6 +50,7 @@ def train(
         int | None, typer.Option(min=1, help="Processes on CPU; default: one per core, at most 4.")
     ] = None,
     vae_steps: Annotated[int | None, typer.Option(min=1)] = None,
+    decoder_steps: Annotated[int | None, typer.Option(min=1)] = None,
     text_steps: Annotated[int | None, typer.Option(min=1)] = None,
     low_steps: Annotated[int | None, typer.Option(min=0, help="Denoiser steps at half the native size.")] = None,
     high_steps: Annotated[int | None, typer.Option(min=1, help="Denoiser steps at the native size.")] = None,
@@ -84,10 +85,15 @@ def train(
     if batch:
         schedule |= {"low_batch": batch, "high_batch": max(2, batch // 3)}
     changes: dict[str, Any] = {
-        "vocabulary": vocabulary, "vae_steps": vae_steps, "text_steps": text_steps, "width": width, "layers": layers,
+        "vocabulary": vocabulary,
+        "vae_steps": vae_steps,
+        "decoder_steps": decoder_steps,
+        "text_steps": text_steps,
+        "width": width,
+        "layers": layers,
         "looks": looks,
         "denoiser": replace(recipe.denoiser, **{key: value for key, value in schedule.items() if value is not None}),
-    }  # fmt: skip
+    }
     recipe = replace(recipe, compiled=compiled, **{key: value for key, value in changes.items() if value is not None})
     folder = folder or Path("checkpoints") / name
     try:

@@ -24,7 +24,7 @@ from hasten.zoo.evaluation import held_out_prompts, summary
 from hasten.zoo.scenes import VOCABULARIES
 from hasten.zoo.train_denoiser import Data, Schedule, Trainer, sample
 from hasten.zoo.train_text import train_text
-from hasten.zoo.train_vae import train_vae
+from hasten.zoo.train_vae import polish_decoder, train_vae
 from hasten.zoo.training import LossCurve
 
 NATIVE = {
@@ -46,6 +46,7 @@ class Recipe:
     vocabulary: str = "full"
     vae_steps: int = 1400
     vae_batch: int = 24
+    decoder_steps: int = 600
     text_steps: int = 750
     text_batch: int = 96
     denoiser: Schedule = field(default_factory=Schedule)
@@ -66,6 +67,7 @@ class Recipe:
         return cls(
             vae_steps=4000,
             vae_batch=128,
+            decoder_steps=2000,
             text_steps=3000,
             text_batch=512,
             workers=1,
@@ -93,9 +95,11 @@ def train(folder: Path, recipe: Recipe, quiet: bool = False) -> Path:
             folder, tokenizer, vocabulary, recipe.text_steps, recipe.text_batch, recipe.device, recipe.seed, quiet
         )
         encoder.save_pretrained(folder / "text_encoder")
+    device, seed = recipe.device, recipe.seed
     if not (folder / "vae").exists():
-        vae = train_vae(
-            folder, vocabulary, recipe.vae_steps, recipe.vae_batch, recipe.device, recipe.seed, quiet, recipe.compiled
+        vae = train_vae(folder, vocabulary, recipe.vae_steps, recipe.vae_batch, device, seed, quiet, recipe.compiled)
+        vae = polish_decoder(
+            folder, vae, vocabulary, recipe.decoder_steps, recipe.vae_batch // 4, device, seed, quiet, recipe.compiled
         )
         vae.save_pretrained(folder / "vae")
     if recipe.workers > 1:

@@ -26,7 +26,7 @@ from hasten.zoo.architecture import LATENT_CHANNELS, NATIVE_SIZE, build_transfor
 from hasten.zoo.scenes import COLOURS, SHAPES, Vocabulary
 from hasten.zoo.train_text import MAX_TEXT_TOKENS, encode, tokenize
 from hasten.zoo.train_vae import FlatVAE
-from hasten.zoo.training import LossCurve, Optimizer, flat_then_cosine, progress, save_checkpoint, scene_batch
+from hasten.zoo.training import LossCurve, Optimizer, flat_then_linear, progress, save_checkpoint, scene_batch
 
 ROPE_AXES = (16, 24, 24)
 NATIVE_TOKENS = NATIVE_SIZE // 8  # tokens along a side of the native picture
@@ -391,7 +391,7 @@ def train_denoiser(
     for step, say in progress("denoiser", trainer.step, schedule.total, quiet or rank > 0):
         low = step < schedule.low_steps
         size, count = (NATIVE_SIZE // 2, schedule.low_batch) if low else (NATIVE_SIZE, schedule.high_batch)
-        factor = flat_then_cosine(step, schedule.total, decay=decay)
+        factor = flat_then_linear(step, schedule.total, decay=decay)
         figures = trainer.update(
             data.next(count, size), factor, emphasis=2.0 * min(1.0, 2 * factor - 0.5) if factor > 0.25 else 0.0
         )

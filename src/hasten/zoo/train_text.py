@@ -16,7 +16,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from hasten.zoo.architecture import PREFIX_TOKENS, TEMPLATE, TEXT_WIDTH, build_text_encoder
 from hasten.zoo.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Vocabulary, arrange, caption, sample_scene
-from hasten.zoo.training import LossCurve, Optimizer, flat_then_cosine, progress, save_checkpoint
+from hasten.zoo.training import LossCurve, Optimizer, flat_then_linear, progress, save_checkpoint
 
 GRID = 8
 MAX_TEXT_TOKENS = 32  # of a caption with the template's suffix
@@ -118,7 +118,7 @@ def train_text(
         loss = torch.stack(losses).sum()
         loss.backward()
         nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-        optimizer.step(flat_then_cosine(step, steps))
+        optimizer.step(flat_then_linear(step, steps))
         if step % 25 == 24 or step + 1 == steps:
             occupied = targets[0] > 0
             right = (answers[0].argmax(-1) == targets[0]) & (answers[1].argmax(-1) == targets[1])

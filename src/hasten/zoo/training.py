@@ -80,7 +80,7 @@ class Optimizer:
             part.load_state_dict(saved)
 
 
-def flat_then_cosine(step: int, total: int, warmup: int = 50, decay: float = 0.35) -> float:
+def flat_then_linear(step: int, total: int, warmup: int = 50, decay: float = 0.35) -> float:
     """Learning-rate factor: a short warm-up, flat, and a linear fall to zero over the last `decay` of the run."""
     left = (total - step) / max(1.0, decay * total)
     return min(1.0, (step + 1) / warmup, max(left, 0.0))
