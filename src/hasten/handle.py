@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from hasten.caching.cache import Cache, Denoiser
+from hasten.caching.cache import Cache
 from hasten.caching.clock import Clock
+from hasten.caching.denoiser import Denoiser
 from hasten.caching.methods import resolve
 from hasten.caching.patching import CALL, is_tapped
 from hasten.caching.report import Report

@@ -4,7 +4,8 @@ Three small parts make a method: a *policy* (compute or skip, once per step), a 
 computed snapshots) and a *site* (what is left out, and where the stand-in is read and written).
 
 Files: `clock` (run, step, sigma), `wiring` (how a model's blocks hang together, learned by watching), `sites`,
-`policies`, `predictors`, `snapshots`, `methods` (names and defaults), `cache` (the engine), `report`.
+`policies`, `predictors`, `snapshots`, `budget` (their ceiling), `methods` (names and defaults), `denoiser`, `cache`
+(the engine), `report`; `patching` and `trees` are tools.
 """
 
 from __future__ import annotations

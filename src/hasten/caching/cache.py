@@ -8,129 +8,25 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from functools import partial
 from time import perf_counter
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hasten.caching.budget import Budget
 from hasten.caching.clock import Clock
-from hasten.caching.methods import Settings, SiteName
-from hasten.caching.patching import CALL, Tap
+from hasten.caching.denoiser import Branch, Denoiser
+from hasten.caching.methods import Settings
 from hasten.caching.policies import Decision, every_step, needed
 from hasten.caching.report import Book, Report
-from hasten.caching.sites import MisfitError, OutputSite, Site, SpanSite, UnfitError
-from hasten.caching.snapshots import History
+from hasten.caching.sites import MisfitError, OutputSite, Site, UnfitError
 from hasten.caching.wiring import arguments
 from hasten.errors import CacheError
 
 # Tiled pipelines call the denoiser once per tile; a module that is called without end in one step is in no run at all.
 _MOST_BRANCHES = 64
-
-
-class Branch:
-    """One purpose for which a denoiser is called at each step, with what is stored for it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.history = History()
-        self.blanks: dict[int, Any] = {}
-        self.signature: object = None
-        self.site: Site | None = None
-        self.last_index = 0
-
-    def forget(self) -> None:
-        """Nothing that was stored fits any more."""
-        self.history.trim(0)
-        self.blanks = {}
-        self.site = None
-
-
-class Denoiser:
-    """A module that is called at every step.
-
-    Args:
-        name: its name in the pipeline.
-        timestep: finds the timestep among its arguments.
-    """
-
-    def __init__(self, name: str, module: nn.Module, timestep: Callable[[Any, Any], object]) -> None:
-        self.name = name
-        self.module = module
-        self.timestep = timestep
-        self.branches: dict[str, Branch] = {}
-        self.notes: dict[str, None] = {}
-        self._sites: dict[SiteName, Site] = {}
-        self._taps: list[Tap] = []
-        self._context: str | None = None
-        self._moment = (0, 0)
-        self._called: Counter[str | None] = Counter()
-        self.verdict: Decision | None = None
-
-    def attach(self, call: Callable[[Denoiser, Callable[..., Any], Any, Any], Any]) -> None:
-        """Let calls go through `call`."""
-        self._call = call
-        self._taps = [Tap(self.module, CALL, partial(call, self))]
-        if callable(getattr(self.module, "cache_context", None)):
-            # diffusers' pipelines say here for which branch they call.
-            self._taps.append(Tap(self.module, "cache_context", self._named))
-
-    def detach(self) -> None:
-        """Leave module and blocks as they were."""
-        for tap in reversed(self._taps):
-            tap.remove()
-        self._taps = []
-        for site in self._sites.values():
-            if isinstance(site, SpanSite):
-                site.detach()
-        self._sites = {}
-        self.branches = {}
-
-    def arm(self) -> None:
-        """Put taps back that something else was put in the place of."""
-        if not all(tap.in_place for tap in self._taps):
-            for tap in reversed(self._taps):
-                tap.remove()
-            self.attach(self._call)
-        for site in self._sites.values():
-            if isinstance(site, SpanSite):
-                site.arm()
-
-    def site(self, name: SiteName, span: tuple[int, int]) -> Site:
-        """The site of that name, made when it is first asked for."""
-        if name not in self._sites:
-            keep = span if name == "span" else (0, 0)
-            self._sites[name] = OutputSite() if name == "output" else SpanSite(self.module, *keep)
-        return self._sites[name]
-
-    def enter(self, moment: tuple[int, int]) -> Branch:
-        """A call at (run, step): which branch is it?"""
-        if moment != self._moment:
-            self._moment = moment
-            self._called.clear()
-            self.verdict = None
-        number = self._called[self._context]
-        self._called[self._context] += 1
-        if self._context is None:
-            name = str(number)
-        else:
-            name = self._context if number == 0 else f"{self._context} {number + 1}"
-        branch = self.branches.get(name)
-        if branch is None:
-            branch = self.branches[name] = Branch(name)
-        return branch
-
-    @contextmanager
-    def _named(self, inner: Callable[..., AbstractContextManager[Any]], args: Any, kwargs: Any) -> Iterator[Any]:
-        before, self._context = self._context, str(args[0] if args else kwargs.get("name"))
-        try:
-            with inner(*args, **kwargs) as value:
-                yield value
-        finally:
-            self._context = before
 
 
 class Cache:
@@ -214,9 +110,7 @@ class Cache:
             return inner(*args, **kwargs), True, policy.reason
         signature = _signature(args, kwargs)
         if signature != branch.signature:
-            if len(branch.history) and not policy.compute:
-                self._denied["its input changed"] += 1
-            branch.forget()
+            branch.forget("its input has another shape")
             branch.signature = signature
         verdict = denoiser.verdict or policy
         if not verdict.compute:
@@ -239,7 +133,7 @@ class Cache:
         if not len(branch.history):
             if self._budget is not None and self._budget.snapshots == 0:
                 return "no room for snapshots"
-            return f"no snapshot of {denoiser.name} yet"
+            return branch.lost or f"no snapshot of {denoiser.name} yet"
         if not branch.history.finite():
             branch.forget()
             return "NaN or infinity in a snapshot"
@@ -300,7 +194,8 @@ class Cache:
             denoiser.notes[f"{denoiser.name}: site output in place of {wanted}: {unfit}"] = None
         output = denoiser.site("output", self.settings.span)
         assert isinstance(output, OutputSite)
-        branch.blanks = {}
+        if branch.site is not output:
+            branch.blanks = {}
         dtype = self._budget.dtype
         try:
             if isinstance(unfit, MisfitError):

@@ -85,6 +85,8 @@ class OutputSite:
         return tuple(tensor.detach().to(dtype or tensor.dtype, copy=True) for tensor in tensors(result))
 
     def skip(self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, predict: Predict) -> Any:
+        if 0 not in blanks:
+            raise UnfitError("no computed step has shown what it returns")
         slots = iter(range(len(list(tensors(blanks[0])))))
         return replace(blanks[0], lambda blank: predict(next(slots), None, blank.dtype))
 
