@@ -33,7 +33,6 @@ import typer
 
 from hasten.cli.main import COMMANDS, app
 from hasten.errors import PlanError
-from hasten.models import bundled_models
 from hasten.plan import Plan, load_plan
 from hasten.plan.messages import dotted_keys
 from hasten.plan.resolved import resolved_dict
@@ -211,8 +210,6 @@ def _run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, slow
         try:
             _run(block, namespace)
         except AssertionError as error:
-            if "scenes-qwen" not in bundled_models() and "is not in this installation" in str(error):
-                pytest.skip(f"{block}: the weights of scenes-qwen are not in this checkout yet")
             raise AssertionError(f"{block}: {error}") from error
 
 
