@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from hasten.errors import HastenError
-from hasten.metrics import psnr, ssim
+from hasten.metrics import max_difference, ms_ssim, psnr, ssim
 from hasten.metrics.fidelity import to_float
 
 
@@ -115,3 +116,41 @@ def test_both_agree_with_torchmetrics() -> None:
     assert psnr(a, b) == pytest.approx(image.peak_signal_noise_ratio(a, b, data_range=1.0).item(), abs=1e-6)
     expected = image.structural_similarity_index_measure(a, b, data_range=1.0).item()
     assert ssim(a, b) == pytest.approx(expected, abs=1e-6)
+
+
+def test_ms_ssim_of_flat_pictures_is_the_luminance_of_the_coarsest_scale() -> None:
+    pytest.importorskip("torchmetrics")
+    a, b = torch.full((3, 176, 180), 0.4), torch.full((3, 176, 180), 0.6)
+    luminance = (2 * 0.4 * 0.6 + 0.01**2) / (0.4**2 + 0.6**2 + 0.01**2)
+    assert ms_ssim(a, b) == pytest.approx(luminance**0.1333, abs=1e-5)
+    assert ms_ssim(a[:, :99], b[:, :99], scales=4) == pytest.approx(luminance ** (0.2363 / 0.8667), abs=1e-5)
+    assert ms_ssim(a, a) == pytest.approx(1.0)
+
+
+def test_ms_ssim_takes_grey_bytes_and_batches() -> None:
+    pytest.importorskip("torchmetrics")
+    a = torch.randint(0, 256, (2, 1, 176, 176), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    b = a.clone()
+    b[1] = 0
+    each = [ms_ssim(a[i], b[i]) for i in range(2)]
+    assert ms_ssim(a, b) == pytest.approx(sum(each) / 2)
+    assert each[0] == pytest.approx(1.0)
+
+
+def test_ms_ssim_refuses_what_it_cannot_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = torch.rand(3, 180, 175)
+    with pytest.raises(HastenError, match="176 pixels a side; these have 175"):
+        ms_ssim(image, image)
+    with pytest.raises(HastenError, match="1 to 5 scales, not 6"):
+        ms_ssim(image, image, scales=6)
+    assert math.isnan(ms_ssim(image * math.nan, image, scales=4))
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    with pytest.raises(HastenError, match=r"pip install 'hasten\[metrics\]'"):
+        ms_ssim(image, image, scales=4)
+
+
+def test_the_maximum_difference_has_a_sign_of_its_own_in_bytes_and_floats() -> None:
+    dark, light = (torch.full((3, 4, 4), value, dtype=torch.uint8) for value in (0, 51))
+    assert max_difference(dark, light) == max_difference(light, dark) == pytest.approx(0.2)
+    assert max_difference(light, light) == 0
+    assert math.isnan(max_difference(dark * math.nan, light))

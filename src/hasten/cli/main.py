@@ -35,6 +35,7 @@ class Row(NamedTuple):
 COMMANDS: dict[str, Row] = {
     "generate": Row("hasten.cli.generate", "Make images from a prompt, accelerated by a plan."),
     "metadata": Row("hasten.cli.metadata", "Print what an image says of how it was made."),
+    "metrics": Row("hasten.cli.metrics", "Measure images, films and latents against their references."),
     "plan": Row("hasten.cli.plan", "Check, show and list plans."),
     "zoo": Row("hasten.cli.zoo", "The bundled models: list, train, check."),
 }

@@ -6,11 +6,51 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hasten.metrics.fidelity import psnr, ssim
+    from hasten.metrics.clip import Clip, clip_score, directional_similarity
+    from hasten.metrics.distribution import frechet_distance, kernel_distance
+    from hasten.metrics.features import load_extractor
+    from hasten.metrics.fidelity import max_difference, ms_ssim, psnr, ssim
+    from hasten.metrics.latents import latent_errors
+    from hasten.metrics.lpips import Lpips
+    from hasten.metrics.measuring import measure
+    from hasten.metrics.scores import read_scores
+    from hasten.metrics.videos import video_errors
 
-_HOME = {"psnr": "fidelity", "ssim": "fidelity"}
+_HOME = {
+    "Clip": "clip",
+    "Lpips": "lpips",
+    "clip_score": "clip",
+    "directional_similarity": "clip",
+    "frechet_distance": "distribution",
+    "kernel_distance": "distribution",
+    "latent_errors": "latents",
+    "load_extractor": "features",
+    "max_difference": "fidelity",
+    "measure": "measuring",
+    "ms_ssim": "fidelity",
+    "psnr": "fidelity",
+    "read_scores": "scores",
+    "ssim": "fidelity",
+    "video_errors": "videos",
+}
 
-__all__ = ["psnr", "ssim"]
+__all__ = [
+    "Clip",
+    "Lpips",
+    "clip_score",
+    "directional_similarity",
+    "frechet_distance",
+    "kernel_distance",
+    "latent_errors",
+    "load_extractor",
+    "max_difference",
+    "measure",
+    "ms_ssim",
+    "psnr",
+    "read_scores",
+    "ssim",
+    "video_errors",
+]
 
 
 def __getattr__(name: str) -> Any:
