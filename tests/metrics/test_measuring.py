@@ -244,7 +244,7 @@ def test_the_networks_that_are_named_are_used(tmp_path: Path) -> None:
         ("kernel_distance", 3, 3, 8),
     ]
     assert any("1 of 5 prompts were cut" in note for note in found.notes)
-    assert any("3 pictures in 8 dimensions is too large" in note for note in found.notes)
+    assert any("3 pictures are few for 8 dimensions" in note for note in found.notes)
 
 
 def test_scores_of_another_program_are_averaged(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def _print(found: Measurement) -> None:
         for row in found.adherence:
             values = (row.image, row.reference)
             table.add_row(_title(row.metric), *(_number(row.metric, value) for value in values), str(row.count))
-        out.print(table)
+        out.print(table, "")
     if found.distances:
         first = found.distances[0]
         table = _table("Distance of the sets", first.features, "pictures")
@@ -130,7 +130,7 @@ def _print(found: Measurement) -> None:
             table.add_row(
                 _title(one.metric), _number(one.metric, one.value) + spread, f"{one.images}, {one.references}"
             )
-        out.print(table)
+        out.print(table, "")
     for note in found.notes:
         out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     for missing in found.not_computed:
@@ -150,7 +150,7 @@ def _print_fidelity(found: Measurement) -> None:
             count += f", {figure.identical} identical left out"
         values = (figure.mean, figure.worst)
         table.add_row(_title(figure.metric), *(_number(figure.metric, value) for value in values), count)
-    out.print(table)
+    out.print(table, "")
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -201,6 +201,6 @@ def _distances(images: list[Item], references: list[Item], tools: Tools, found: 
     found.distances.append(Distance("kernel_distance", kernel, spread, *where))
     if min(len(a), len(b)) <= a.shape[1]:
         found.notes.append(
-            f"the Fréchet distance of {min(len(a), len(b))} pictures in {a.shape[1]} dimensions is too large: "
-            "trust the kernel distance, and compare only sets of equal sizes"
+            f"{min(len(a), len(b))} pictures are few for {a.shape[1]} dimensions: the Fréchet distance is biased and "
+            "the kernel distance noisy; compare only sets of equal sizes"
         )
