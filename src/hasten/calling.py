@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +54,23 @@ def call_arguments(pipe: Any, plan: Plan, prompt: str, seed: int) -> Call:
             "hasten.accelerate(pipe, plan)"
         )
     return Call(arguments, tuple(notes))
+
+
+def batched(arguments: Mapping[str, Any], seed: int, count: int) -> dict[str, Any]:
+    """The same call for several images of one prompt at once, each with the noise it has when it is made alone.
+
+    Args:
+        arguments: of `call_arguments`.
+        seed: of the first image; image i has seed + i.
+
+    Raises:
+        HastenError: a pipeline without prompts, which has nothing to make a list of.
+    """
+    if "prompt" not in arguments:
+        raise HastenError("several images in one call need a pipeline that takes prompts")
+    texts = {name: [arguments[name]] * count for name in ("prompt", "negative_prompt") if name in arguments}
+    generators = [torch.Generator("cpu").manual_seed(seed + index) for index in range(count)]
+    return {**arguments, **texts, "generator": generators}
 
 
 def _sizes(pipe: Any, plan: Plan) -> dict[str, int]:

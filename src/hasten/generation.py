@@ -14,7 +14,7 @@ from PIL import Image
 
 from hasten import record as records
 from hasten._version import __version__
-from hasten.calling import call_arguments, pixels_of
+from hasten.calling import batched, call_arguments, pixels_of
 from hasten.devices import DTYPES, PeakMemory, clean_up, device_name
 from hasten.errors import HastenError, PlanError
 from hasten.files import check_writable, image_name, write_new
@@ -194,6 +194,7 @@ class Session:
         *,
         accelerated: bool = True,
         steps: int | None = None,
+        batch: int = 1,
         number: int = 1,
         images: int | None = None,
         label: str | None = None,
@@ -204,6 +205,7 @@ class Session:
         Args:
             accelerated: False skips nothing whatever the plan says.
             steps: another number of steps than the plan's, for a warm-up.
+            batch: so many images in one call, with the seeds from `seed` on; the result holds the first of them.
             number, images, label: for the progress reports.
 
         Raises:
@@ -211,7 +213,7 @@ class Session:
         """
         plan = self.plan if accelerated else self.plan.model_copy(update={"cache": None})
         call = call_arguments(self.pipe, plan, prompt, seed)
-        arguments = dict(call.arguments)
+        arguments = dict(call.arguments) if batch == 1 else batched(call.arguments, seed, batch)
         if steps is not None:
             arguments["num_inference_steps"] = steps
         method = plan.cache.method if plan.cache is not None else REFERENCE

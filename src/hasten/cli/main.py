@@ -33,6 +33,8 @@ class Row(NamedTuple):
 
 
 COMMANDS: dict[str, Row] = {
+    "bench": Row("hasten.cli.bench", "Measure plans: speed and quality beside the reference."),
+    "compare": Row("hasten.cli.compare", "Compare two reports of bench."),
     "generate": Row("hasten.cli.generate", "Make images from a prompt, accelerated by a plan."),
     "metadata": Row("hasten.cli.metadata", "Print what an image says of how it was made."),
     "metrics": Row("hasten.cli.metrics", "Measure images, films and latents against their references."),

@@ -1,0 +1,410 @@
+"""The benchmark itself: reference and variants take turns in one process, and what is measured is kept at once."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hasten.bench.batches import measure_batches
+from hasten.bench.machine import GpuWatch, describe
+from hasten.bench.resume import check_same, kept_samples
+from hasten.bench.schema import Adherence, BenchReport, Sample, Settings, Step, Variant
+from hasten.bench.summary import summarize, unsteady
+from hasten.bench.variants import REFERENCE, Candidate, Source, candidates, fewer_steps
+from hasten.comparison import measure
+from hasten.devices import clean_up, synchronize
+from hasten.errors import HastenError
+from hasten.files import check_writable, sanitize
+from hasten.generation import Progress, Result, Session, versions
+from hasten.images import save_png
+from hasten.models import complete_plan
+from hasten.plan import Plan, load_plan
+
+MIN_TIMINGS = 3
+"""Fewer timings of a variant say nothing about how sure its speed-up is."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """How far a benchmark is: what comes next, and images made of all images."""
+
+    label: str
+    done: int
+    total: int
+
+
+def benchmark(
+    config: Source | Sequence[Source],
+    prompts: str | Sequence[str],
+    iters: int = 3,
+    warmup: int = 1,
+    *,
+    seeds: int | Sequence[int] = 1,
+    base: Plan | Mapping[str, Any] | str | Path | None = None,
+    sweeps: Sequence[str] = (),
+    pipe: Any = None,
+    out: str | Path | None = None,
+) -> BenchReport:
+    """Measure plans against the reference: same process, pipeline, prompts and seeds.
+
+    Args:
+        config: a preset, YAML file, mapping or plan, or several; the first names the model, unless `base` is given.
+        prompts: one or several.
+        iters: how often every image is made.
+        warmup: runs of each plan that are not timed.
+        seeds: seeds for each prompt, or how many of them from 0 on.
+        base: the reference's settings: model, device, steps, size.
+        sweeps: "cache.interval=2,3,4": every plan at each of the values.
+        pipe: a loaded pipeline to use.
+        out: folder for report.json and images; None keeps the report in memory only.
+
+    Raises:
+        HastenError: anything a user can mend.
+
+    >>> hasten.bench.benchmark("taylorseer", "a red circle", iters=3, warmup=1).summary  # doctest: +SKIP
+    """
+    sources: Sequence[Source] = [config] if isinstance(config, (Plan, Mapping, str, Path)) else list(config)
+    if base is None and sources:
+        first = load_plan(sources[0])
+        base = first.model_copy(update={"cache": None})
+    bench = Bench(
+        base,
+        sources,
+        [prompts] if isinstance(prompts, str) else list(prompts),
+        seeds=range(seeds) if isinstance(seeds, int) else seeds,
+        rounds=iters,
+        warmup=warmup,
+        sweeps=sweeps,
+        pipe=pipe,
+        out=out,
+        command="hasten.bench.benchmark(...)",
+    )
+    return bench.run()
+
+
+class Bench:
+    """One benchmark, checked when it is made and measured by `run`.
+
+    Attributes:
+        report: what is measured so far, at any moment.
+    """
+
+    def __init__(
+        self,
+        base: Plan | Mapping[str, Any] | str | Path | None,
+        sources: Sequence[Source],
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int] = (0,),
+        rounds: int | None = None,
+        warmup: int = 1,
+        sweeps: Sequence[str] = (),
+        batch_sizes: Sequence[int] = (),
+        pipe: Any = None,
+        out: str | Path | None = None,
+        previous: BenchReport | None = None,
+        command: str = "",
+        progress: Callable[[Update], None] | None = None,
+    ) -> None:
+        """Check everything that can be checked, then load the model.
+
+        Args:
+            rounds: how often every image is made; by default so that each variant is timed three times at least.
+            batch_sizes: also measure so many images in one call.
+            previous: a report of the same benchmark that was interrupted: only what it lacks is measured.
+            Everything else as for `benchmark`.
+        """
+        if not prompts or not seeds:
+            raise HastenError("a benchmark needs at least one prompt and one seed")
+        if warmup < 0 or (rounds is not None and rounds < 1):
+            raise HastenError("a benchmark needs at least one round, and no negative number of warm-up runs")
+        if any(size < 1 for size in batch_sizes):
+            raise HastenError("a batch has at least one image")
+        base = load_plan(base)
+        if pipe is None:
+            base = complete_plan(base)
+        self._candidates = candidates(base, sources, sweeps)  # a mistake in a plan must not cost a model's loading time
+        self._folder = None if out is None else Path(out)
+        if self._folder is not None:
+            check_writable(self._folder / "images")
+        self._given = pipe is not None
+        self._progress = progress
+        began = time.perf_counter()
+        session = Session.open(base, prompts, pipe=pipe)
+        load_seconds = None if self._given else time.perf_counter() - began
+        if self._given:  # its name is known only now
+            base = session.plan
+            self._candidates = candidates(base, sources, sweeps)
+        self._pipes: dict[tuple[object, object], Any] = {(base.precision, base.sampler): session.pipe}
+        self._sessions: dict[str, Session] = {}
+        self.device = session.device
+        self._gpu = GpuWatch(self.device)
+        jobs = len(prompts) * len(seeds)
+        self.settings = Settings(
+            model=base.model,
+            prompts=tuple(prompts),
+            seeds=tuple(seeds),
+            rounds=rounds if rounds is not None else max(1, math.ceil(MIN_TIMINGS / jobs)),
+            warmup=warmup,
+            batch_sizes=tuple(sorted(set(batch_sizes))),
+        )
+        dtype = str(getattr(session.pipe, "dtype", "auto")).removeprefix("torch.")
+        self.report = BenchReport(
+            command=command,
+            settings=self.settings,
+            machine=describe(self.device, dtype, self._gpu),
+            versions=versions(),
+            load_seconds=load_seconds,
+            notes=(self._gpu.note,) if self._gpu.note else (),
+        )
+        self._previous = previous
+        if previous is not None:
+            check_same(previous, self.report, self._candidates)
+            # From the start, so that an interrupt of the warm-up loses nothing.
+            self._update(
+                variants=previous.variants,
+                samples=previous.samples,
+                batches=previous.batches,
+                sessions=previous.sessions + 1,
+                created=previous.created,
+            )
+
+    def run(self) -> BenchReport:
+        """Measure. An interrupt leaves what is measured in `report` and, with a folder, on disk."""
+        try:
+            clean_up(self.device)
+            self._prepare()
+            for number, (round_, prompt, seed) in enumerate(self._cells()):
+                if not self._is_measured(round_, prompt, seed):
+                    self._measure(number, round_, prompt, seed)
+                    self._save()
+            if self.settings.batch_sizes:
+                self._measure_batches()
+            self._update(complete=True)
+        finally:
+            notes = [
+                f"{name}: the same seed gave different images in different rounds: something here is not deterministic"
+                for name in unsteady(self.report)
+            ]
+            timings = {len(self.report.of(variant.name)) for variant in self._able()}
+            if self.report.complete and timings and min(timings) < MIN_TIMINGS:
+                notes.append(f"fewer than {MIN_TIMINGS} timings for each variant: the intervals say little")
+            self._update(summary=summarize(self.report), notes=tuple(dict.fromkeys([*self.report.notes, *notes])))
+            self._save()
+            clean_up(self.device)
+        return self.report
+
+    def _prepare(self) -> None:
+        """Warm up, and learn from it how many steps every plan computes."""
+        variants: list[Variant] = []
+        for candidate in self._candidates:
+            self._tell(f"warm-up {candidate.name}")
+            variants.append(self._warm_up(candidate))
+        counts = [
+            # A two-call solver makes two calls a step: what counts is how many steps the same work is good for.
+            round(v.computed / (v.computed + v.skipped) * v.plan.generation.num_inference_steps)
+            for v in variants
+            if v.kind == "plan" and v.computed is not None and v.skipped
+        ]
+        plain = fewer_steps(self._candidates[0].plan, counts)
+        self._candidates = [*self._candidates, *plain]
+        variants += [Variant(name=one.name, kind=one.kind, plan=one.plan) for one in plain]
+        self._update(variants=tuple(variants))
+        if self._previous is not None:
+            self._update(samples=kept_samples(self._previous, {variant.name for variant in self._able()}))
+
+    def _warm_up(self, candidate: Candidate) -> Variant:
+        """Whole runs, the device synchronised after every step: their times are the timeline, and nothing else."""
+        stamps: list[float] = []
+
+        def stamp(_: Progress) -> None:
+            synchronize(self.device)
+            stamps.append(time.perf_counter())
+
+        row = Variant(name=candidate.name, kind=candidate.kind, plan=candidate.plan, differs=candidate.differs)
+        prompt, seed = self.settings.prompts[0], self.settings.seeds[0]
+        results: list[Result] = []
+        try:
+            session = self._session(candidate)
+            # What a plan computes is not known before it ran.
+            for _ in range(max(self.settings.warmup, 1 if candidate.plan.cache is not None else 0)):
+                stamps.clear()
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="hasten skipped nothing")  # it is in the notes
+                    results.append(session.run(prompt, seed, progress=stamp))
+        except Exception as error:
+            if candidate.kind == "reference":
+                raise
+            return row.model_copy(update={"error": _reason(error)})
+        if not results:
+            return row
+        record = results[-1].record
+        report: Mapping[str, Any] = record.report or {}
+        return row.model_copy(
+            update={
+                "first_seconds": results[0].record.timings.total,
+                "computed": record.steps.computed,
+                "skipped": record.steps.skipped,
+                "site": report.get("site"),
+                "predictor": report.get("predictor"),
+                "snapshot_bytes": report.get("snapshot_bytes"),
+                "steps": _steps(stamps, record.timings.denoise, report.get("steps")),
+                "notes": record.notes,
+            }
+        )
+
+    def _session(self, candidate: Candidate) -> Session:
+        if candidate.name not in self._sessions:
+            plan = candidate.plan
+            key = (plan.precision, plan.sampler)
+            if key not in self._pipes:
+                if self._given:
+                    raise HastenError(
+                        "a pipeline that was given keeps its dtype and its sampler; name the model instead"
+                    )
+                from hasten.loading import load
+
+                self._pipes[key] = load(plan)
+            self._sessions[candidate.name] = Session.open(plan, self.settings.prompts, pipe=self._pipes[key])
+        return self._sessions[candidate.name]
+
+    def _able(self) -> list[Variant]:
+        return [variant for variant in self.report.variants if variant.error is None]
+
+    def _cells(self) -> list[tuple[int, int, int]]:
+        settings = self.settings
+        prompts = range(len(settings.prompts))
+        return [(r, prompt, seed) for r in range(settings.rounds) for prompt in prompts for seed in settings.seeds]
+
+    def _is_measured(self, round_: int, prompt: int, seed: int) -> bool:
+        found = {s.variant for s in self.report.samples if (s.round, s.prompt, s.seed) == (round_, prompt, seed)}
+        return found >= {variant.name for variant in self._able()}
+
+    def _measure(self, number: int, round_: int, prompt: int, seed: int) -> None:
+        """One image by every variant, in an order that changes from cell to cell: a machine grows warm, or busy."""
+        names = {variant.name for variant in self._able()}
+        order = [candidate for candidate in self._candidates if candidate.name in names]
+        turn = number % len(order)
+        order = order[turn:] + order[:turn]
+        if number % 2:
+            order.reverse()
+        made: dict[str, tuple[Result, Any]] = {}
+        try:
+            for candidate in order:
+                self._tell(candidate.name, len(made))
+                try:
+                    with self._gpu, warnings.catch_warnings():
+                        warnings.filterwarnings("ignore", message="hasten skipped nothing")
+                        result = self._session(candidate).run(self.settings.prompts[prompt], seed)
+                except Exception as error:
+                    if candidate.kind == "reference":
+                        raise
+                    self._fail(candidate.name, error)
+                else:
+                    made[candidate.name] = (result, self._gpu.reading)
+        finally:
+            self._keep(made, round_, prompt, seed)
+
+    def _keep(self, made: Mapping[str, tuple[Result, Any]], round_: int, prompt: int, seed: int) -> None:
+        reference = made[REFERENCE][0] if REFERENCE in made else None
+        samples: list[Sample] = []
+        for name, (result, gpu) in made.items():
+            record = result.record
+            fits = reference is not None and name != REFERENCE and result.pixels.shape == reference.pixels.shape
+            samples.append(
+                Sample(
+                    variant=name,
+                    round=round_,
+                    prompt=prompt,
+                    seed=seed,
+                    timings=record.timings,
+                    computed=record.steps.computed,
+                    skipped=record.steps.skipped,
+                    peak_bytes=record.memory.peak_bytes,
+                    memory_source=record.memory.source,
+                    digest=hashlib.sha256(result.pixels.contiguous().numpy().tobytes()).hexdigest()[:16],
+                    quality=measure(result, reference) if fits and reference is not None else None,
+                    adherence=_adherence(record.prompt, result),
+                    gpu=gpu,
+                    image=self._save_image(name, result, prompt, seed) if round_ == 0 else None,
+                )
+            )
+        self._update(samples=(*self.report.samples, *samples))
+
+    def _save_image(self, name: str, result: Result, prompt: int, seed: int) -> str | None:
+        if self._folder is None:
+            return None
+        path = f"images/{prompt:03d}_{seed}_{sanitize(name)}.png"
+        save_png(result.frames, self._folder / path, result.record.png_info())
+        return path
+
+    def _measure_batches(self) -> None:
+        chosen = [one for one in self._candidates if one.kind != "fewer-steps" and not one.differs]
+        names = {variant.name for variant in self._able()}
+        sessions = {one.name: self._session(one) for one in chosen if one.name in names}
+        prompt, seed = self.settings.prompts[0], self.settings.seeds[0]
+        for batch in measure_batches(
+            sessions, prompt, seed, self.settings.batch_sizes, known=self.report.batches, tell=self._tell
+        ):
+            self._update(batches=(*self.report.batches, batch))
+            self._save()
+
+    def _fail(self, name: str, error: Exception) -> None:
+        self._update(
+            variants=tuple(
+                variant.model_copy(update={"error": _reason(error)}) if variant.name == name else variant
+                for variant in self.report.variants
+            )
+        )
+
+    def _update(self, **values: Any) -> None:
+        self.report = self.report.model_copy(update=values)
+
+    def _save(self) -> None:
+        if self._folder is not None and self.report.samples:
+            self.report.save(self._folder)
+
+    def _tell(self, label: str, more: int = 0) -> None:
+        if self._progress is not None:
+            total = len(self._cells()) * len(self._able() or self._candidates)
+            self._progress(Update(label, len(self.report.samples) + more, total))
+
+
+def _steps(stamps: Sequence[float], denoise: float, rows: Any) -> tuple[Step, ...]:
+    """Times between the ends of steps; the first began when the schedule was set."""
+    if not stamps:
+        return ()
+    seconds = [max(0.0, denoise - (stamps[-1] - stamps[0])), *(b - a for a, b in itertools.pairwise(stamps))]
+    if not rows:
+        return tuple(
+            Step(index=i, sigma=None, computed=True, reason="nothing skipped", seconds=s) for i, s in enumerate(seconds)
+        )
+    if len(rows) != len(seconds):  # a solver whose calls are not its scheduler's steps: no time belongs to one call
+        return ()
+    return tuple(
+        Step(index=i, sigma=row["sigma"], computed=row["computed"], reason=row["reason"], seconds=s)
+        for i, (row, s) in enumerate(zip(rows, seconds, strict=True))
+    )
+
+
+def _adherence(prompt: str, result: Result) -> Adherence | None:
+    """What the scenes checker says, for prompts that are scenes and images that are pictures."""
+    from hasten.metrics.scenes import parse, score
+
+    try:
+        scene = parse(prompt)
+    except ValueError:
+        return None
+    found = score(scene, result.image.convert("RGB"))
+    return Adherence(right=found.right, objects=found.objects)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, HastenError) else f"{type(error).__name__}: {error}"
