@@ -18,7 +18,10 @@ PSNR = {"taylorseer": [30.0, 31.0, 32.0], "fewer-steps 5": [25.0, 26.0, 27.0]}
 
 
 def make(
-    folder: Path | None = None, seconds: dict[str, list[float]] = SECONDS, psnr: dict[str, list[float]] = PSNR, **more: Any
+    folder: Path | None = None,
+    seconds: dict[str, list[float]] = SECONDS,
+    psnr: dict[str, list[float]] = PSNR,
+    **more: Any,
 ) -> BenchReport:
     """Three rounds' worth of one prompt with three seeds; images in plain colours where a folder is given."""
     base = load_plan(None, model="some/model", num_inference_steps=10, width=16, height=16)
@@ -30,7 +33,9 @@ def make(
             computed=10 if name == "reference" else 5,
             skipped=5 if name == "taylorseer" else 0,
             steps=tuple(
-                Step(index=i, sigma=1 - i / 10, computed=i % 2 == 0, reason="interval", seconds=0.1 + 0.1 * (i % 2 == 0))
+                Step(
+                    index=i, sigma=1 - i / 10, computed=i % 2 == 0, reason="interval", seconds=0.1 + 0.1 * (i % 2 == 0)
+                )
                 for i in range(10)
             )
             if name == "taylorseer"
@@ -66,7 +71,14 @@ def make(
         "command": "hasten bench --prompt 'a `red` circle'",
         "settings": Settings(model="some/model", prompts=(PROMPT,), seeds=(0, 1, 2), rounds=1, warmup=1),
         "machine": Machine(
-            platform="Linux", cpu="A CPU", cores=2, threads=1, ram_bytes=2**34, device="cpu", device_name="A CPU", dtype="f"
+            platform="Linux",
+            cpu="A CPU",
+            cores=2,
+            threads=1,
+            ram_bytes=2**34,
+            device="cpu",
+            device_name="A CPU",
+            dtype="f",
         ),
         "versions": {"torch": "2", "diffusers": "1"},
         "load_seconds": 1.5,

@@ -85,14 +85,14 @@ def test_other_models_cannot_be_compared() -> None:
         compare_reports(make(), other)
 
 
-def test_the_command_exits_with_one_after_a_regression(tmp_path: Path) -> None:
+def test_the_command_exits_with_three_after_a_regression(tmp_path: Path) -> None:
     for name, factor in (("old", 1.0), ("same", 1.0), ("slow", 2.0)):
         (tmp_path / name).mkdir()
         make(seconds=scaled(factor)).save(tmp_path / name)
     same = CliRunner().invoke(app, ["compare", str(tmp_path / "old"), str(tmp_path / "same" / "report.json")])
     assert (same.exit_code, "nothing regressed" in same.stdout) == (0, True)
     slow = CliRunner().invoke(app, ["compare", str(tmp_path / "old"), str(tmp_path / "slow")])
-    assert slow.exit_code == 1
+    assert slow.exit_code == 3
     assert "slower" in slow.stdout
     assert "1 variant(s) regressed beyond noise" in slow.stdout
     document = CliRunner().invoke(app, ["compare", str(tmp_path / "old"), str(tmp_path / "slow"), "--json"])

@@ -52,7 +52,13 @@ def test_the_overview_holds_hand_computed_figures(report: BenchReport) -> None:
 
 def test_markdown_has_every_table_in_shape(report: BenchReport) -> None:
     text = to_markdown(report)
-    for line in ("## Speed and quality", "## Where the time goes", "## GPU", "## Several images in one call", STATEMENT):
+    for line in (
+        "## Speed and quality",
+        "## Where the time goes",
+        "## GPU",
+        "## Several images in one call",
+        STATEMENT,
+    ):
         assert line in text
     assert "`` hasten bench --prompt 'a `red` circle' ``" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
@@ -151,7 +157,9 @@ def test_ticks_are_few_and_span_all_values(values: list[float]) -> None:
 
 @given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(5, 90), st.text(max_size=9)), min_size=1, max_size=8))
 def test_a_scatter_is_sound_xml_inside_its_frame(points: list[tuple[float, float, str]]) -> None:
-    printable = [Point(x, y, "".join(c for c in text if c.isprintable()), "plan", x / 2, x * 2) for x, y, text in points]
+    printable = [
+        Point(x, y, "".join(c for c in text if c.isprintable()), "plan", x / 2, x * 2) for x, y, text in points
+    ]
     root = ElementTree.fromstring(scatter(printable, "speed-up <×>", "PSNR & more"))
     circles = list(root.iter("circle"))
     assert len(circles) == len(points)

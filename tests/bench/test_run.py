@@ -260,7 +260,12 @@ def test_memory_of_a_larger_batch_is_foreseen_by_a_line() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"rounds": 0}, "one round"), ({"warmup": -1}, "negative"), ({"seeds": []}, "seed"), ({"batch_sizes": [0]}, "batch")],
+    [
+        ({"rounds": 0}, "one round"),
+        ({"warmup": -1}, "negative"),
+        ({"seeds": []}, "seed"),
+        ({"batch_sizes": [0]}, "batch"),
+    ],
 )
 def test_what_cannot_be_is_refused(pipe: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(HastenError, match=message):

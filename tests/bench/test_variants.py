@@ -35,7 +35,9 @@ def test_another_dtype_is_a_way_of_being_fast_and_stays_comparable() -> None:
 
 
 def test_sweeps_make_every_combination() -> None:
-    found = candidates(BASE, ["taylorseer", "reuse"], ["cache.interval=2,3", "cache.span=[1, 0],[1, 1]", "cache.site=span"])
+    found = candidates(
+        BASE, ["taylorseer", "reuse"], ["cache.interval=2,3", "cache.span=[1, 0],[1, 1]", "cache.site=span"]
+    )
     names = [one.name for one in found[1:]]
     assert len(names) == len(set(names)) == 8
     assert names[0] == "taylorseer interval=2 span=[1, 0] site=span"
@@ -60,7 +62,9 @@ def test_fewer_steps_are_plain_and_each_count_stands_once() -> None:
     assert all(one.plan.cache is None and not one.differs for one in found)
 
 
-@pytest.mark.parametrize("text", ["cache.interval", "=2,3", "cache.interval=", "cache.interval=[2", "seed=1,2", "model=a,b"])
+@pytest.mark.parametrize(
+    "text", ["cache.interval", "=2,3", "cache.interval=", "cache.interval=[2", "seed=1,2", "model=a,b"]
+)
 def test_a_sweep_that_cannot_be_is_refused_in_its_own_words(text: str) -> None:
     with pytest.raises(HastenError, match="--sweep"):
         parse_sweep(text)

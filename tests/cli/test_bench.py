@@ -39,7 +39,9 @@ def run(*arguments: object, code: int = 0) -> Result:
 
 def test_three_reports_are_written_and_resume_finds_nothing_to_do(model: str, here: Path) -> None:
     (here / "mine.yaml").write_text("cache: {method: reuse, interval: 3}\n")
-    result = run("-m", model, "--plans", "mine.yaml", "--prompt", PROMPT, "--rounds", 1, "--batch-sizes", "1", "-o", "b")
+    result = run(
+        "-m", model, "--plans", "mine.yaml", "--prompt", PROMPT, "--rounds", 1, "--batch-sizes", "1", "-o", "b"
+    )
     assert sorted(path.name for path in (here / "b").iterdir()) == ["images", "report.html", "report.json", "report.md"]
     for word in ("speed-up", "mine", "fewer-steps", "b/report.html"):
         assert word in result.stdout

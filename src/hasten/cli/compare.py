@@ -20,7 +20,7 @@ def compare(
     new: Annotated[Path, typer.Argument(metavar="B", help="The newer one.")],
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")] = False,
 ) -> None:
-    """Show what became faster, slower, better or worse; exit with 1 where something regressed by more than noise.
+    """Show what became faster, slower, better or worse; exit with 3 where something regressed by more than noise.
 
     Example: hasten compare before/report.json after/report.json
     """
@@ -35,7 +35,7 @@ def compare(
     else:
         _show(comparison)
     if comparison.regressions:
-        raise typer.Exit(1)
+        raise typer.Exit(3)  # 1 is a fault of hasten's own
 
 
 def _show(comparison: Comparison) -> None:
