@@ -26,7 +26,7 @@ def wheel() -> dict[str, int]:
 def test_the_wheel_has_the_presets_the_type_marker_and_every_module(wheel: dict[str, int]) -> None:
     assert "hasten/py.typed" in wheel
     source = ROOT / "src" / "hasten"
-    for pattern in ("presets/*.yaml", "**/*.py"):
+    for pattern in ("presets/*.yaml", "**/*.py", "**/*.j2"):
         for file in source.glob(pattern):
             assert f"hasten/{file.relative_to(source).as_posix()}" in wheel
 

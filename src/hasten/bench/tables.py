@@ -82,7 +82,7 @@ def stages(report: BenchReport) -> Table:
                 f"{summary.p95:.3f} s",
                 f"{summary.images_per_second:.3g}",
                 NONE if variant.first_seconds is None else f"{variant.first_seconds:.2f} s",
-                NONE if variant.snapshot_bytes is None else f"{variant.snapshot_bytes / MIB:.2f} MiB",
+                NONE if variant.snapshot_bytes is None else f"{variant.snapshot_bytes / MIB:.3g} MiB",
             )
         )
     head = ("variant", "text", "denoise", "decode", "computed step", "skipped step", "p50", "p90", "p95", "images/s")

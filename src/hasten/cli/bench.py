@@ -25,6 +25,7 @@ _FLAGS = {
     "width": "generation.width",
     "height": "generation.height",
 }
+_LEFT_OUT = ("per step", "latent error", "right")
 
 
 @app.command()
@@ -197,10 +198,12 @@ def _print(report: BenchReport, written: list[Path], *, as_json: bool, quiet: bo
 
     shown = overview(report)
     table = Table(box=None)
-    for index, name in enumerate(shown.head):
-        table.add_column(name, justify="right" if index else "left")
+    # As many as fit into a terminal; the reports have them all.
+    columns = [index for index, name in enumerate(shown.head) if name not in _LEFT_OUT and "memory" not in name]
+    for index in columns:
+        table.add_column(shown.head[index], justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for row in shown.rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(row[index]) for index in columns))
     out.print(table)
     for note in (shown.caption, *report.notes):
         err.print(Text(note), soft_wrap=True)
