@@ -52,6 +52,11 @@ def table(model: str, prompts: int) -> str:
             found.setdefault(("fewer steps | – | – | –", interval), []).append(
                 _decibels(measure(fewer, reference).psnr)
             )
+    return render(found, computed, prompts)
+
+
+def render(found: dict[tuple[str, int], list[float]], computed: dict[int, int], prompts: int) -> str:
+    """The medians as a Markdown table; the best of each column is bold."""
     heads = " | ".join(f"interval {interval}: {computed[interval]} of {STEPS} computed" for interval in INTERVALS)
     lines = [f"| predictor | site | coordinate | damping | {heads} |", "|---|---|---|---|" + "--:|" * len(INTERVALS)]
     best = {i: max(statistics.median(found[name, i]) for name in dict.fromkeys(n for n, _ in found)) for i in INTERVALS}

@@ -192,7 +192,7 @@ def test_a_skipped_step_is_what_the_formula_says(site: str) -> None:
     pipe, call = tiny.qwen(), tiny.qwen_call(14)
     computed = {0, 1, 2, 5, 8, 11, 13}
     expected = simulate(pipe, tiny.qwen_call(14), computed, straight_line, site)
-    with accelerate(pipe, interval=3, site=site, max_amplification=100) as handle:
+    with accelerate(pipe, interval=3, site=site, damping=1, max_amplification=100) as handle:
         result = latents(pipe, call)
     assert {step.index for step in handle.report().steps if step.computed} == computed
     assert close(result, expected) < 1e-5
@@ -782,7 +782,7 @@ def test_a_denoiser_of_ones_own_with_a_float_timestep(site: str) -> None:
     model = FloatDenoiser()
     tiny.random_(model, 0)
     x = tiny.noise(2, 6)
-    with accelerate(model, interval=4, site=site, max_amplification=9) as handle, torch.no_grad():
+    with accelerate(model, interval=4, site=site, damping=1, max_amplification=9) as handle, torch.no_grad():
         outputs = [model(x, 1 - k / 12) for k in range(12)]
     assert kinds(handle) == "CCCsssCsssCs"
     if site == "output":

@@ -23,7 +23,8 @@ def test_defaults_fill_what_the_plan_leaves_open() -> None:
     settings = resolve(Cache())
     assert (settings.interval, settings.order, settings.first_enhance, settings.cooldown) == (4, 1, 3, 1)
     assert (settings.site, settings.predictor, settings.coordinate) == ("residual", "poly", "sigma")
-    assert settings.snapshots == 2
+    assert (settings.snapshots, settings.damping) == (2, 0.75)
+    assert resolve({"predictor": "taylor"}).damping == 1
     assert not settings.site_given
     assert resolve({"method": "reuse"}).snapshots == 1
 
@@ -47,8 +48,8 @@ def test_a_misspelt_key_is_refused() -> None:
 
 def test_weights_know_their_coordinate() -> None:
     where = ((8, 4), 10, (0.6, 0.8), 0.55)
-    assert resolve({"coordinate": "index"}).weights(*where) == (1.5, -0.5)
-    assert resolve({"coordinate": "sigma"}).weights(*where) == pytest.approx((1.25, -0.25))
+    assert resolve({"coordinate": "index", "damping": 1}).weights(*where) == (1.5, -0.5)
+    assert resolve({"coordinate": "sigma", "damping": 1}).weights(*where) == pytest.approx((1.25, -0.25))
     assert resolve({"coordinate": "sigma", "damping": 0.5}).weights(*where) == pytest.approx((1.125, -0.125))
     assert resolve({"method": "reuse"}).weights(*where) == (1.0,)
 
