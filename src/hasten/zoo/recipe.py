@@ -186,6 +186,8 @@ def assemble(folder: Path, target: Path, dtype: torch.dtype = torch.float16) -> 
     shutil.rmtree(partial, ignore_errors=True)
     pipe.save_pretrained(partial)
     (partial / "hasten.json").write_text(json.dumps(NATIVE, indent=1) + "\n")
+    for file in partial.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes for the owner alone, which a wheel would hand on
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)
     return target
