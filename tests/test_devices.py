@@ -129,9 +129,10 @@ def test_waiting_and_cleaning_reach_the_backend(fake_cuda: types.SimpleNamespace
     assert fake_cuda.calls == [("synchronize", device), ("empty_cache",)]
 
 
-def test_waiting_and_cleaning_need_no_accelerator() -> None:
+def test_waiting_and_cleaning_do_nothing_on_the_cpu(fake_cuda: types.SimpleNamespace) -> None:
     synchronize(torch.device("cpu"))
     clean_up(torch.device("cpu"))
+    assert fake_cuda.calls == []
 
 
 def test_peak_memory_of_an_accelerator_is_its_allocators(fake_cuda: types.SimpleNamespace) -> None:

@@ -113,6 +113,16 @@ def test_native_settings_are_read_beside_the_index(pipeline: Path) -> None:
     assert native_settings(locate("org/name")) == Native()
 
 
+def test_a_single_file_takes_the_native_settings_of_the_folder_of_its_name(pipeline: Path) -> None:
+    file = pipeline.with_name(pipeline.name + ".safetensors")
+    file.touch()
+    (pipeline / "hasten.json").write_text('{"width": 128}')
+    assert native_settings(locate(str(file))) == Native(width=128)
+    alone = pipeline.with_name("alone.safetensors")
+    alone.touch()
+    assert native_settings(locate(str(alone))) == Native()
+
+
 @pytest.mark.parametrize("text", ["{", '{"width": "wide"}', "[]"])
 def test_broken_native_settings_are_an_error(pipeline: Path, text: str) -> None:
     (pipeline / "hasten.json").write_text(text)

@@ -301,10 +301,10 @@ class Session:
         return Result(pixels, latents, record)
 
 
-def save_grid(images: Sequence[Image.Image], first: Record, folder: Path) -> Path:
-    """Write images as one picture, `grid_{method}_{prompt}_{seed}.png` by the record of the first of them."""
+def save_grid(images: Sequence[Image.Image], record: Record, folder: Path) -> Path:
+    """Write images as one picture, `grid_{method}_{prompt}_{seed}.png` by the record of one of them."""
     sheet = grid(images)
-    name = image_name(f"grid_{first.method}", first.prompt, first.seed)
+    name = image_name(f"grid_{record.method}", record.prompt, record.seed)
     return write_new(folder / name, lambda file: save_png([sheet], file))
 
 

@@ -16,7 +16,7 @@ from diffusers.pipelines import pipeline_utils
 
 from hasten.devices import resolve_device, resolve_dtype
 from hasten.errors import LoadError
-from hasten.models import Located, check_weights, locate
+from hasten.models import Located, check_weights, config_folder_of, locate
 from hasten.plan import Plan
 from hasten.sampling.samplers import apply_sampler
 
@@ -206,9 +206,9 @@ def _load_file(file: Path, dtype: torch.dtype) -> Any:
 
 def _config_folder(file: Path) -> Path:
     """The folder whose configs fit a single file: beside it by name, around it, or its base model's from the hub."""
-    for folder in (file.with_suffix(""), file.parent):
-        if (folder / "model_index.json").is_file():
-            return folder
+    folder = config_folder_of(file)
+    if folder is not None:
+        return folder
     from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
     from huggingface_hub import snapshot_download
 

@@ -111,15 +111,24 @@ def _weights_file(path: Path) -> Path:
     return path
 
 
+def config_folder_of(file: Path) -> Path | None:
+    """The diffusers folder that tells how a single file is put together: beside it by its name, or around it."""
+    for folder in (file.with_suffix(""), file.parent):
+        if (folder / "model_index.json").is_file():
+            return folder
+    return None
+
+
 def native_settings(located: Located) -> Native:
-    """Read a model's `hasten.json`, where it has one.
+    """Read a model's `hasten.json`, where it has one; a single file's is in the folder that holds its configuration.
 
     Raises:
         LoadError: the file is there and cannot be understood.
     """
-    if located.path is None or not located.path.is_dir():
+    folder = config_folder_of(located.path) if located.path is not None and located.path.is_file() else located.path
+    if folder is None:
         return Native()
-    file = located.path / "hasten.json"
+    file = folder / "hasten.json"
     try:
         return Native.model_validate_json(file.read_bytes())
     except FileNotFoundError:

@@ -222,7 +222,7 @@ class Outcome:
         self.comparisons: list[dict[str, Any]] = []
         self.qualities: list[Quality] = []
         self.paths: list[Path] = []
-        self.first: Record | None = None
+        self.named_after: Record | None = None
         self.grid: Path | None = None
 
     def add(self, made: Result | Comparison) -> None:
@@ -230,6 +230,7 @@ class Outcome:
         from hasten.comparison import Comparison
 
         if isinstance(made, Comparison):
+            self.named_after = self.named_after or made.accelerated.record
             self.add(made.reference)
             self.add(made.accelerated)
             self.qualities.append(made.quality)
@@ -246,7 +247,7 @@ class Outcome:
         elif made.path is not None:
             self.paths.append(made.path)
             self.images.append({"path": str(made.path), "record": made.record.model_dump(mode="json")})
-            self.first = self.first or made.record
+            self.named_after = self.named_after or made.record
 
     def save_grid(self, folder: Path) -> None:
         """Write all images as one picture."""
@@ -254,8 +255,8 @@ class Outcome:
 
         from hasten.generation import save_grid
 
-        if self.first is not None:
-            self.grid = save_grid([Image.open(path) for path in self.paths], self.first, folder)
+        if self.named_after is not None:
+            self.grid = save_grid([Image.open(path) for path in self.paths], self.named_after, folder)
 
     def document(self, *, interrupted: bool) -> str:
         """Everything as JSON."""

@@ -186,7 +186,7 @@ def print_summary(qualities: Sequence[Quality], sheet: Path | None) -> None:
 def _mebibytes(count: int | None) -> str:
     if count is None:
         return "–"
-    return f"{count / MIB:.1f} MiB" if count < 100 * MIB else f"{count / MIB:.0f} MiB"
+    return f"{count / MIB:.{0 if count >= 100 * MIB else 1 if count >= MIB else 2}f} MiB"
 
 
 def _figure(value: float | None, form: str) -> str:
