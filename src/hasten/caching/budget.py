@@ -83,7 +83,9 @@ class Budget:
             if self.snapshots == 0:
                 self.notes.append(f"every step is computed: {self._limit} has no room for one snapshot of each branch")
                 return ()
-            self.notes.append(f"{self.snapshots} snapshot{'' if self.snapshots == 1 else 's'} per branch because of {self._limit}")
+            self.notes.append(
+                f"{self.snapshots} snapshot{'' if self.snapshots == 1 else 's'} per branch because of {self._limit}"
+            )
         return values
 
     def _fits(self, values: tuple[Tensor, ...], history: History, others: list[History]) -> bool:

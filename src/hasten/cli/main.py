@@ -39,6 +39,7 @@ COMMANDS: dict[str, Row] = {
     "metadata": Row("hasten.cli.metadata", "Print what an image says of how it was made."),
     "metrics": Row("hasten.cli.metrics", "Measure images, films and latents against their references."),
     "plan": Row("hasten.cli.plan", "Check, show and list plans."),
+    "schedule": Row("hasten.cli.schedule", "Search which steps to compute, for the least error."),
     "zoo": Row("hasten.cli.zoo", "The bundled models: list, train, check."),
 }
 

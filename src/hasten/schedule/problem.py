@@ -1,0 +1,141 @@
+"""The error that a schedule of computed and predicted steps leaves in the final latent, without running the model.
+
+With `y_k` the denoiser's output at step k, as the scheduler gets it (guidance included), and `a_k` how the scheduler
+lets it act on the final latent, a prediction `ŷ_k = Σ_j w_kj y_j` moves the final latent by `g_k a_k (ŷ_k − y_k)`. The
+gain `g_k` says what the steps after it make of a disturbance. All of it together is `Σ_j c_j y_j` with
+
+    c = Σ_k g_k a_k (w_k − e_k)    and    E‖δx‖² = cᵀ G c,    G_ij = E⟨y_i, y_j⟩,
+
+so that one T × T matrix, measured once, judges any mask and any linear predictor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.caching import predictors
+
+Vector = NDArray[np.float64]
+Mask = tuple[int, ...]
+"""The computed steps, ascending; the first is 0."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A predictor that a schedule is searched for: `poly` in sigma, order 0 being reuse."""
+
+    order: int
+    damping: float = 1.0
+    max_amplification: float = 4.0
+
+    def weights(self, anchors: Sequence[float], target: float) -> predictors.Weights:
+        """As the cache computes them; anchors newest first."""
+        if self.order == 0:
+            return predictors.reuse(anchors, target)
+        weights = predictors.poly(anchors, target, self.order, self.max_amplification)
+        return predictors.damped(weights, self.damping)
+
+    def __str__(self) -> str:
+        if self.order == 0:
+            return "reuse"
+        return f"poly {self.order}" + ("" if self.damping == 1 else f" × {self.damping:g}")
+
+    def section(self, mask: Mask) -> dict[str, object]:
+        """The `cache` section of a plan that computes these steps and predicts the others like this."""
+        section: dict[str, object] = {"method": "taylorseer", "site": "output", "mask": list(mask), "cooldown": 0}
+        if self.order == 0:
+            return section | {"method": "reuse"}
+        return section | {
+            "predictor": "poly",
+            "coordinate": "sigma",
+            "order": self.order,
+            "damping": self.damping,
+            "max_amplification": self.max_amplification,
+        }
+
+
+FORECASTS = (Forecast(0), *(Forecast(order, damping) for order in (1, 2) for damping in (0.5, 0.75, 1.0)))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What was measured of a model's full runs at one number of steps.
+
+    Attributes:
+        sigmas: noise level of each step, shape (T,).
+        impact: `g_k a_k`, shape (T,): what an error of one in step k's output does to the final latent.
+        gram: `E⟨y_i, y_j⟩` per element, shape (T, T).
+        power: mean square of the final latent per element.
+    """
+
+    sigmas: Vector
+    impact: Vector
+    gram: Vector
+    power: float
+    _parts: dict[tuple[Forecast, tuple[int, ...], int, int], Vector] = field(default_factory=dict, repr=False)
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas)
+
+    def error(self, mask: Mask, forecast: Forecast) -> float:
+        """The expected error of the final latent, relative to its root mean square."""
+        c = self.combination(mask, forecast)
+        return float(np.sqrt(max(float(c @ self.gram @ c), 0.0) / self.power))
+
+    def combination(self, mask: Mask, forecast: Forecast) -> Vector:
+        """`c`: how much of each step's true output the error in the final latent is made of, shape (T,)."""
+        c = np.zeros(self.steps)
+        for position, anchor in enumerate(mask):
+            until = mask[position + 1] if position + 1 < len(mask) else self.steps
+            if until > anchor + 1:
+                c += self._between(forecast, mask[max(0, position - forecast.order) : position + 1], until)
+        return c
+
+    def _between(self, forecast: Forecast, anchors: tuple[int, ...], until: int) -> Vector:
+        """The part of `c` that comes from the steps after the last of these anchors and before `until`."""
+        # A search asks for the same stretch over and over.
+        key = (forecast, anchors, until, 0)
+        part = self._parts.get(key)
+        if part is None:
+            part = self._parts[key] = self._errors(forecast, anchors, until).sum(axis=0)
+        return part
+
+    def _errors(self, forecast: Forecast, anchors: tuple[int, ...], until: int) -> Vector:
+        """`g_k a_k (w_k − e_k)` for each step k between the last anchor and `until`, shape (steps, T)."""
+        newest_first = anchors[::-1]
+        positions = [self._positions[anchor] for anchor in newest_first]
+        targets = range(anchors[-1] + 1, until)
+        rows = np.zeros((len(targets), self.steps))
+        for row, target in zip(rows, targets, strict=True):
+            for anchor, weight in zip(newest_first, forecast.weights(positions, self._positions[target]), strict=False):
+                row[anchor] += weight
+            row[target] -= 1.0
+            row *= self.impact[target]
+        return rows
+
+    @cached_property
+    def _positions(self) -> list[float]:
+        return [float(sigma) for sigma in self.sigmas]
+
+    def stretch_costs(self, forecast: Forecast) -> Vector:
+        """`C[i, j, k]`: the error of the steps between anchors j and k alone where i was the anchor before j.
+
+        i = j stands for "there is none before"; k = T for the end of the run. Shape (T, T, T + 1), infinite where the
+        order is not i ≤ j < k. Stretches do not see each other in it, which is what dynamic programming asks for.
+        """
+        steps = self.steps
+        costs = np.full((steps, steps, steps + 1), np.inf)
+        for j in range(steps):
+            for i in range(j + 1):
+                anchors = (j,) if i == j else (i, j)
+                rows = self._errors(forecast, anchors, steps)
+                # The sum over all pairs of steps before k is the leading square of this matrix.
+                pairs = (rows @ self.gram @ rows.T).cumsum(axis=0).cumsum(axis=1)
+                costs[i, j, j + 1 :] = np.concatenate(([0.0], np.diagonal(pairs)))
+        return costs

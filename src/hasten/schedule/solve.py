@@ -1,0 +1,112 @@
+"""From measurements to schedules that were tried: search by the Gram matrix, run the best few, keep the winner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from statistics import fmean
+
+import torch
+
+from hasten.generation import Session
+from hasten.plan import load_plan
+from hasten.schedule.measure import Measured, timetable, watch
+from hasten.schedule.problem import FORECASTS, Forecast, Mask, Problem
+from hasten.schedule.search import Candidate, frontier
+
+Job = tuple[str, int]
+"""Prompt and seed."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One schedule of the frontier.
+
+    Attributes:
+        steps: the length of the run it is for.
+        mask: the computed steps.
+        predicted: the error that the Gram matrix expects in the final latent, relative to its root mean square.
+        measured: the mean of that error over real runs; None where none was made.
+    """
+
+    steps: int
+    mask: Mask
+    forecast: Forecast
+    predicted: float
+    measured: float | None = None
+
+    @property
+    def budget(self) -> int:
+        return len(self.mask)
+
+
+def problem_of(session: Session, measured: Measured, steps: int) -> Problem:
+    """The search problem for a number of steps, measured or not."""
+    table = timetable(session, steps)
+    return measured.problem(table.sigmas[: len(table.response)], table.response)
+
+
+def solve(
+    session: Session,
+    measured: Measured,
+    steps: int,
+    budgets: Sequence[int],
+    jobs: Sequence[Job] = (),
+    tries: int = 0,
+    progress: Callable[[str], None] = lambda what: None,
+) -> list[Point]:
+    """The best schedule for each number of computed steps.
+
+    Args:
+        session: the pipeline with the reference's plan.
+        budgets: numbers of computed steps; those that leave nothing to skip are left out.
+        jobs, tries: so many candidates per budget are run for these prompts, and the best of them is kept; without
+            them the Gram matrix decides alone.
+        progress: told what is being done.
+    """
+    problem = problem_of(session, measured, steps)
+    length = problem.steps
+    wanted = sorted({budget for budget in budgets if 1 <= budget < length})
+    progress(f"searching masks for {length} steps")
+    found = frontier(problem, wanted, keep=max(64, 4 * tries)) if wanted else {}
+    session = at_steps(session, steps)
+    references = {}
+    if tries:
+        for number, job in enumerate(jobs, start=1):
+            progress(f"reference {number} of {len(jobs)} at {steps} steps")
+            references[job] = watch(session, *job).final
+    points = []
+    for budget in wanted:
+        best = found[budget][0]
+        point = Point(length, best.mask, best.forecast, best.error)
+        trials = []
+        for number, candidate in enumerate(_varied(found[budget], tries), start=1):
+            progress(f"{budget} of {length} computed: trying schedule {number} of {tries}")
+            error = fmean(closed_loop(session, candidate, job, final) for job, final in references.items())
+            trials.append(Point(length, candidate.mask, candidate.forecast, candidate.error, error))
+        points.append(min(trials, key=lambda trial: trial.measured or 0.0, default=point))
+    return points
+
+
+def at_steps(session: Session, steps: int) -> Session:
+    """The same session for another number of steps."""
+    generation = session.plan.generation.model_copy(update={"num_inference_steps": steps})
+    return replace(session, plan=session.plan.model_copy(update={"generation": generation, "cache": None}))
+
+
+def closed_loop(session: Session, candidate: Candidate | Point, job: Job, reference: torch.Tensor) -> float:
+    """The error of the final latent when the schedule is really run, relative to its root mean square."""
+    cache = load_plan({"cache": candidate.forecast.section(candidate.mask)}).cache
+    accelerated = replace(session, plan=session.plan.model_copy(update={"cache": cache}))
+    latents = accelerated.run(*job).latents
+    assert latents is not None
+    return float(torch.linalg.vector_norm(latents.float().flatten() - reference) / torch.linalg.vector_norm(reference))
+
+
+def _varied(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """The best of every predictor first, then the next best: what the linear theory misses differs by predictor."""
+    first = {candidate.forecast: candidate for candidate in reversed(candidates)}
+    best = sorted(first.values(), key=lambda one: (one.error, FORECASTS.index(one.forecast)))
+    rest = (candidate for candidate in candidates if candidate not in best)
+    return [*islice((*best, *rest), count)]
