@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 import types
 from collections.abc import Callable
 from importlib import metadata
@@ -56,16 +55,6 @@ def test_help_lists_every_command_and_imports_none_of_them() -> None:
         assert any(name in line and row.help in line for line in loaded)
     assert loaded[-2] == "['hasten.cli.main']"
     assert loaded[-1] == "[]"
-
-
-def test_help_answers_in_under_half_a_second() -> None:
-    def once() -> float:
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "hasten", "--help"], capture_output=True, check=True)
-        return time.perf_counter() - begin
-
-    # The best of a few: what is measured is hasten, not what else the machine is doing.
-    assert min(once() for _ in range(5)) < 0.5
 
 
 @pytest.mark.parametrize("module", ["hasten", "hasten.plan", "hasten.cli.plan", "hasten.errors"])
