@@ -192,7 +192,7 @@ def test_a_skipped_step_is_what_the_formula_says(site: str) -> None:
     pipe, call = tiny.qwen(), tiny.qwen_call(14)
     computed = {0, 1, 2, 5, 8, 11, 13}
     expected = simulate(pipe, tiny.qwen_call(14), computed, straight_line, site)
-    with accelerate(pipe, interval=3, site=site, damping=1, max_amplification=100) as handle:
+    with accelerate(pipe, interval=3, site=site, order=1, damping=1, max_amplification=100) as handle:
         result = latents(pipe, call)
     assert {step.index for step in handle.report().steps if step.computed} == computed
     assert close(result, expected) < 1e-5
@@ -248,9 +248,9 @@ def test_the_report_tells_steps_branches_and_bytes() -> None:
         ("transformer", "uncond", "residual"),
     ]
     assert report.branches[0].reasons == {"warm-up": 3, "interval": 2, "cool-down": 1}
-    # two snapshots of two branches of 4 tokens by 32 channels in float32
-    assert report.snapshot_bytes == 2 * 2 * 4 * 32 * 4
-    assert report.steps[8].reason == "predicted from 6, 2"
+    # three snapshots of two branches of 4 tokens by 32 channels in float32
+    assert report.snapshot_bytes == 3 * 2 * 4 * 32 * 4
+    assert report.steps[8].reason == "predicted from 6, 2"  # not from 1, which lies too near to 2
     assert report.steps[7].sigma == pytest.approx(float(pipe.scheduler.sigmas[7]))
     assert report.computed_call_seconds > 0
     assert report.skipped_call_seconds > 0
@@ -579,12 +579,12 @@ def test_a_run_that_skips_nothing_warns_once_with_the_reason() -> None:
         (2048, "residual", ""),
         (2047, "residual", "fp16"),
         (1023, "output", "site output in place of residual"),
-        (511, "output", "1 snapshots"),
+        (511, "output", "1 snapshot per branch"),
     ],
 )
 def test_the_ceiling_for_snapshots_is_kept_and_what_it_cost_is_said(size: int, site: str, note: str) -> None:
     pipe = tiny.qwen()
-    with accelerate(pipe, size=size / 2**20) as handle:
+    with accelerate(pipe, size=size / 2**20, order=1) as handle:
         for _ in range(2):
             latents(pipe, tiny.qwen_call(12))
             report = handle.report()

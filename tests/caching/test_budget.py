@@ -11,8 +11,8 @@ from hasten.caching.snapshots import History
 
 
 def budget(floats: int, **cache: object) -> Budget:
-    """A ceiling that holds so many float32 numbers."""
-    return Budget(resolve({"size": floats * 4 / MIB, **cache}))
+    """A ceiling that holds so many float32 numbers, for two snapshots of a branch."""
+    return Budget(resolve({"size": floats * 4 / MIB, "order": 1, **cache}))
 
 
 def values(scale: float = 1.0, floats: int = 8) -> tuple[torch.Tensor, ...]:

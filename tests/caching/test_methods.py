@@ -21,24 +21,25 @@ def test_every_method_of_the_plan_exists_and_has_a_summary() -> None:
 
 def test_defaults_fill_what_the_plan_leaves_open() -> None:
     settings = resolve(Cache())
-    assert (settings.interval, settings.order, settings.first_enhance, settings.cooldown) == (4, 1, 3, 1)
+    assert (settings.interval, settings.order, settings.first_enhance, settings.cooldown) == (4, 2, 3, 1)
     assert (settings.site, settings.predictor, settings.coordinate) == ("residual", "poly", "sigma")
-    assert (settings.snapshots, settings.damping) == (2, 0.75)
-    assert resolve({"predictor": "taylor"}).damping == 1
+    assert (settings.snapshots, settings.damping) == (3, 0.75)
     assert not settings.site_given
     assert resolve({"method": "reuse"}).snapshots == 1
 
 
 def test_what_is_given_stays() -> None:
-    settings = resolve(Cache(interval=6, order=2, site="output", damping=0.75, snapshots=4, size=1.5))
-    assert (settings.interval, settings.order, settings.site, settings.site_given) == (6, 2, "output", True)
+    settings = resolve(Cache(interval=6, order=1, site="output", damping=0.75, snapshots=4, size=1.5))
+    assert (settings.interval, settings.order, settings.site, settings.site_given) == (6, 1, "output", True)
     assert (settings.damping, settings.snapshots, settings.size) == (0.75, 4, 1.5)
 
 
 def test_another_predictor_than_the_methods_own_brings_its_order() -> None:
     assert resolve({"method": "reuse", "predictor": "poly"}).order == 1
     assert resolve({"predictor": "reuse"}).order == 0
-    assert resolve({"predictor": "taylor"}).coordinate == "index"
+    taylor = resolve({"predictor": "taylor"})
+    assert (taylor.order, taylor.coordinate, taylor.damping) == (1, "index", 1)
+    assert resolve({"predictor": "taylor", "order": 0}).order == 0
 
 
 def test_a_misspelt_key_is_refused() -> None:

@@ -36,7 +36,7 @@ from hasten.plan import Cache, build_plan, load_plan
             {"predictor": "taylor", "max_amplification": 2},
             "cache.max_amplification: has no effect with predictor 'taylor'",
         ),
-        ({"method": "taylorseer", "snapshots": 1}, "cache: order 1 needs 2 snapshots, not 1"),
+        ({"method": "taylorseer", "snapshots": 1}, "cache: order 2 needs 3 snapshots, not 1"),
         ({"predictor": "taylor", "coordinate": "sigma"}, "cache.coordinate: predictor 'taylor' is the published"),
     ],
 )
