@@ -263,9 +263,7 @@ def test_snapshots_are_freed_when_the_run_is_over() -> None:
     handle = accelerate(pipe)
     latents(pipe, tiny.qwen_call(12))
     assert handle.report().snapshot_bytes > 0
-    assert not any(
-        len(branch.history) for denoiser in handle._cache._denoisers for branch in denoiser.branches.values()
-    )
+    assert not any(layer.nbytes() for layer in handle._stack.layers)
     handle.remove()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from hasten.caching.methods import resolve
+from hasten.caching.methods import resolve_all
 from hasten.errors import HastenError
 from hasten.files import image_name, write_new
 from hasten.generation import REFERENCE, OnProgress, Result, Session
@@ -129,11 +129,11 @@ def stream_comparisons(
 
 def _warm_up(session: Session, progress: OnProgress | None) -> None:
     """A few steps each way: first calls choose kernels and fill caches that every later call finds ready."""
-    settings = resolve(session.plan.cache) if session.plan.cache is not None else None
+    layers = resolve_all(session.plan.cache)
     # As many as make at least one step skipped. A mask names steps of the whole schedule and fits no shorter one.
     steps = session.plan.generation.num_inference_steps
-    if settings is not None and settings.mask is None:
-        steps = min(steps, settings.first_enhance + settings.cooldown + 2)
+    if layers and all(settings.mask is None for settings in layers):
+        steps = min(steps, max(settings.first_enhance + settings.cooldown + 2 for settings in layers))
     prompt, seed = session.jobs[0]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="hasten skipped nothing")  # the real runs will say so
@@ -145,7 +145,7 @@ def _one(session: Session, prompt: str, seed: int, rounds: int, number: int, pro
     runs: dict[bool, list[Result]] = {False: [], True: []}
     for turn in range(rounds):
         for accelerated in (False, True) if turn % 2 == 0 else (True, False):
-            method = session.plan.cache.method if accelerated and session.plan.cache else REFERENCE
+            method = (session.plan.method if accelerated else None) or REFERENCE
             label = f"{method} {turn + 1}/{rounds}" if rounds > 1 else method
             runs[accelerated].append(
                 session.run(prompt, seed, accelerated=accelerated, number=number, label=label, progress=progress)

@@ -216,7 +216,7 @@ class Session:
         arguments = dict(call.arguments) if batch == 1 else batched(call.arguments, seed, batch)
         if steps is not None:
             arguments["num_inference_steps"] = steps
-        method = plan.cache.method if plan.cache is not None else REFERENCE
+        method = plan.method or REFERENCE
         handle: Any = None
 
         def report_progress() -> None:
@@ -326,11 +326,12 @@ def versions() -> dict[str, str]:
 def _plan_of_one(plan: Plan, seed: int, dtype: str) -> Plan:
     """The plan that makes this one image again, also where another machine or hasten has other defaults."""
     values = resolved_dict(plan)
-    if plan.cache is not None:
+    sections = values["cache"] if isinstance(values["cache"], list) else [values["cache"]]
+    for section, written in zip(plan.caches, sections, strict=False):
         # A site that was not asked for is a wish, which falls back where a model cannot fulfil it; it has to stay one.
         for name in ("site", "span"):
-            if getattr(plan.cache, name) is None:
-                values["cache"].pop(name, None)
+            if getattr(section, name) is None:
+                written.pop(name, None)
     values["precision"] = {"dtype": dtype}
     values["generation"]["num_images"] = 1
     values["seed"] = seed

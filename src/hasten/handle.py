@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from hasten.caching.cache import Cache
 from hasten.caching.clock import Clock
-from hasten.caching.denoiser import Denoiser
-from hasten.caching.methods import resolve
+from hasten.caching.denoiser import Port
+from hasten.caching.methods import resolve_all
 from hasten.caching.patching import CALL, is_tapped
 from hasten.caching.report import Report
+from hasten.caching.stack import Stack
 from hasten.errors import CacheError
 from hasten.plan.build import build_plan
 
@@ -34,11 +34,11 @@ class Handle:
         plan: what was asked for.
     """
 
-    def __init__(self, plan: Plan, cache: Cache) -> None:
+    def __init__(self, plan: Plan, stack: Stack) -> None:
         self.plan = plan
-        self._cache = cache
+        self._stack = stack
         self._active = True
-        cache.attach()
+        stack.attach()
 
     @property
     def active(self) -> bool:
@@ -47,7 +47,7 @@ class Handle:
 
     def report(self) -> Report:
         """What happened in the last run, also after `remove()`."""
-        return self._cache.report()
+        return self._stack.report()
 
     def step(self, index: int, sigma: float | None = None, total: int | None = None) -> None:
         """Tell which step comes next, where no scheduler does and the timestep argument cannot.
@@ -57,13 +57,13 @@ class Handle:
             sigma: its noise level, in any unit, the same for all steps; the index stands in where none is given.
             total: the number of steps of the run, so that the last of them can be computed in full.
         """
-        self._cache.clock.step(index, sigma, total)
+        self._stack.clock.step(index, sigma, total)
 
     def remove(self) -> None:
         """Leave everything as it was before `accelerate`. Doing it twice does no harm."""
         if self._active:
             self._active = False
-            self._cache.detach()
+            self._stack.detach()
 
     def __enter__(self) -> Handle:
         return self
@@ -98,21 +98,20 @@ def accelerate(target: Any, plan: Plan | str | Path | Mapping[str, Any] | None =
     ...     print(handle.report())
     """
     made = build_plan("taylorseer" if plan is None else plan, (), overrides, caller="accelerate", own_steps=True)
-    settings = None if made.cache is None else resolve(made.cache)
-    denoisers = list(_denoisers(target))
-    for denoiser in denoisers:
-        if is_tapped(denoiser.module, CALL):
+    layers = resolve_all(made.cache)
+    ports = list(_ports(target))
+    for port in ports:
+        if is_tapped(port.module, CALL):
             raise CacheError(
-                f"{denoiser.name} ({type(denoiser.module).__name__}) is accelerated already; "
-                "call remove() on its handle first"
+                f"{port.name} ({type(port.module).__name__}) is accelerated already; call remove() on its handle first"
             )
     owner = None if isinstance(target, nn.Module) else target
-    return Handle(made, Cache(settings, denoisers, lambda on_run, on_end: Clock(owner, on_run, on_end)))
+    return Handle(made, Stack(layers, ports, lambda on_run, on_end: Clock(owner, on_run, on_end)))
 
 
-def _denoisers(target: Any) -> Iterator[Denoiser]:
+def _ports(target: Any) -> Iterator[Port]:
     if isinstance(target, nn.Module):
-        yield Denoiser("denoiser", target, _timestep_of(target) or (lambda args, kwargs: None))
+        yield Port("denoiser", target, _timestep_of(target) or (lambda args, kwargs: None))
         return
     components = getattr(target, "components", None)
     if not isinstance(components, Mapping):
@@ -123,7 +122,7 @@ def _denoisers(target: Any) -> Iterator[Denoiser]:
             timestep = _timestep_of(component)
             if timestep is not None:
                 found = True
-                yield Denoiser(name, component, timestep)
+                yield Port(name, component, timestep)
     if not found:
         names = ", ".join(name for name, part in components.items() if isinstance(part, nn.Module)) or "no modules"
         raise CacheError(

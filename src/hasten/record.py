@@ -7,6 +7,7 @@ A PNG carries two texts: `parameters`, the form that Stable Diffusion web UI (A1
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -124,7 +125,7 @@ class Record(_Part):
 
     def parameters(self) -> str:
         """The record in A1111's form: prompt, negative prompt, one line of settings."""
-        generation, cache = self.plan.generation, self.plan.cache
+        generation, caches = self.plan.generation, self.plan.caches
         scale = generation.true_cfg_scale if generation.true_cfg_scale is not None else generation.guidance_scale
         settings: dict[str, object] = {
             "Steps": generation.num_inference_steps,
@@ -134,8 +135,8 @@ class Record(_Part):
             "Size": f"{self.width}x{self.height}",
             "Model": self.model.name,
             "Method": self.method,
-            "Cache interval": cache.interval if cache else None,
-            "Cache order": cache.order if cache else None,
+            "Cache interval": _listed(cache.interval for cache in caches),
+            "Cache order": _listed(cache.order for cache in caches),
             "Computed steps": f"{self.steps.computed}/{self.steps.total}",
             "Version": f"hasten {self.hasten}",
         }
@@ -205,6 +206,12 @@ def parse_parameters(text: str) -> dict[str, str]:
     if cut < len(lines):
         values["Negative prompt"] = "\n".join(lines[cut:]).removeprefix("Negative prompt:").strip()
     return values | {key.strip(): _unquoted(value.strip()) for key, value in settings}
+
+
+def _listed(values: Iterable[int | None]) -> object:
+    """One figure as it is, several in a list."""
+    known = [value for value in values if value is not None]
+    return known[0] if len(known) == 1 else "/".join(map(str, known)) or None
 
 
 def _quoted(value: object) -> str:

@@ -13,7 +13,8 @@ from hasten.plan.reading import read_yaml
 def test_every_key_has_the_line_it_stands_on() -> None:
     document = read_yaml("# a comment\nseed: 1\n\ncache:\n  interval: 4\n  mask: [0,\n    5]\n")
     assert document.value == {"seed": 1, "cache": {"interval": 4, "mask": [0, 5]}}
-    assert document.lines == {("seed",): 2, ("cache",): 4, ("cache", "interval"): 5, ("cache", "mask"): 6}
+    keys = {("seed",): 2, ("cache",): 4, ("cache", "interval"): 5, ("cache", "mask"): 6}
+    assert document.lines == keys | {("cache", "mask", "0"): 6, ("cache", "mask", "1"): 7}
     assert document.mistakes == []
 
 

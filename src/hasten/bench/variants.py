@@ -148,8 +148,8 @@ def _name(source: Source) -> str:
         return source.stem
     if isinstance(source, str):
         return Path(source).stem if source.endswith((".yaml", ".yml")) else source
-    cache = source.cache if isinstance(source, Plan) else load_plan(source).cache
-    return "none" if cache is None else cache.method
+    plan = source if isinstance(source, Plan) else load_plan(source)
+    return plan.method or "none"
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -1,4 +1,4 @@
-"""The engine: for each call of a denoiser, asks clock and policy, and has the site compute or skip.
+"""The engine of one cache layer: for each call of a denoiser, asks clock and policy, and has the site compute or skip.
 
 Where anything does not fit (no snapshot yet, another shape, NaN, a new way through the model) the call is computed: a
 cache may cost its gain, never the image.
@@ -6,9 +6,8 @@ cache may cost its gain, never the image.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -17,11 +16,11 @@ from torch import Tensor
 
 from hasten.caching.budget import Budget
 from hasten.caching.clock import Clock
-from hasten.caching.denoiser import Branch, Denoiser
+from hasten.caching.denoiser import Branch, Denoiser, Port
 from hasten.caching.methods import Settings
 from hasten.caching.policies import Decision, every_step, needed
 from hasten.caching.report import Book, Report
-from hasten.caching.sites import MisfitError, OutputSite, Site, UnfitError
+from hasten.caching.sites import Call, MisfitError, OutputSite, Site, UnfitError
 from hasten.caching.wiring import arguments
 from hasten.errors import CacheError
 
@@ -30,22 +29,17 @@ _MOST_BRANCHES = 64
 
 
 class Cache:
-    """Runs a cache's settings on denoisers.
+    """Runs one layer's settings on denoisers.
 
     Args:
         settings: None to compute every step and only take the time.
-        clock_of: makes the clock, given what to call when a run begins and ends.
+        clock: tells the step; shared with the other layers.
     """
 
-    def __init__(
-        self,
-        settings: Settings | None,
-        denoisers: list[Denoiser],
-        clock_of: Callable[[Callable[[], None], Callable[[], None]], Clock],
-    ) -> None:
+    def __init__(self, settings: Settings | None, ports: Sequence[Port], clock: Clock) -> None:
         self.settings = settings
-        self.clock = clock_of(self._begin, self._end)
-        self._denoisers = denoisers
+        self.clock = clock
+        self._denoisers = {port: Denoiser(port) for port in ports}
         self._policy = every_step if settings is None else settings.policy
         self._stores = settings is not None and self._policy is not every_step
         self._budget = Budget(settings) if settings is not None else None
@@ -55,23 +49,40 @@ class Cache:
         self._idle = False
         self._denied: Counter[str] = Counter()
         self._ended = False
-        self._warned = False
-
-    def attach(self) -> None:
-        for denoiser in self._denoisers:
-            denoiser.attach(self.call)
-        self.clock.attach()
 
     def detach(self) -> None:
-        self.clock.detach()
-        for denoiser in self._denoisers:
+        """Leave the blocks as they were."""
+        for denoiser in self._denoisers.values():
             denoiser.detach()
-        self._close()
+
+    @property
+    def denoisers(self) -> tuple[Denoiser, ...]:
+        return tuple(self._denoisers.values())
+
+    @property
+    def calls(self) -> int:
+        """Calls of denoisers in this run."""
+        return self._book.calls
+
+    @property
+    def skipped(self) -> int:
+        """Those of them in which something was left out."""
+        return self._book.skipped
+
+    @property
+    def site(self) -> str:
+        """Where values are taken, or would be."""
+        return "no site" if self._budget is None else self._budget.site
+
+    def nbytes(self, branch: str | None = None) -> int:
+        """What the snapshots take now, of one branch or of all."""
+        branches = [some for denoiser in self.denoisers for some in denoiser.branches.values()]
+        return sum(some.history.nbytes for some in branches if branch in (None, some.name))
 
     def report(self) -> Report:
         """What happened in the last run that called a denoiser."""
         settings = self.settings
-        notes = dict.fromkeys(note for denoiser in self._denoisers for note in denoiser.notes)
+        notes = dict.fromkeys(note for denoiser in self.denoisers for note in denoiser.notes)
         if self._budget is not None:
             notes |= dict.fromkeys(self._budget.notes)
         return self._book.report(
@@ -81,11 +92,10 @@ class Cache:
             notes=tuple(notes),
         )
 
-    def call(self, denoiser: Denoiser, inner: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def call(self, port: Port, inner: Call, args: Any, kwargs: Any) -> Any:
         """A denoiser is called: compute, or put in predictions."""
         started = perf_counter()
-        clock = self.clock
-        clock.arrive(denoiser.timestep(args, kwargs))
+        clock, denoiser = self.clock, self._denoisers[port]
         if not self._book.calls:
             self._runs += 1
         branch = denoiser.enter((clock.run, clock.index))
@@ -101,9 +111,7 @@ class Cache:
         )
         return result
 
-    def _serve(
-        self, denoiser: Denoiser, branch: Branch, inner: Callable[..., Any], args: Any, kwargs: Any
-    ) -> tuple[Any, bool, str]:
+    def _serve(self, denoiser: Denoiser, branch: Branch, inner: Call, args: Any, kwargs: Any) -> tuple[Any, bool, str]:
         index = self.clock.index
         policy, keep = self._decide(index)
         if not self._stores or self._idle:
@@ -139,9 +147,7 @@ class Cache:
             return "NaN or infinity in a snapshot"
         return None
 
-    def _skip(
-        self, branch: Branch, index: int, inner: Callable[..., Any], args: Any, kwargs: Any
-    ) -> tuple[Any, bool, str]:
+    def _skip(self, branch: Branch, index: int, inner: Call, args: Any, kwargs: Any) -> tuple[Any, bool, str]:
         assert self.settings is not None
         assert branch.site is not None
         history, sigma = branch.history, self.clock.sigma
@@ -152,9 +158,7 @@ class Cache:
         used = ", ".join(str(anchor) for anchor, weight in zip(indices, weights, strict=False) if weight)
         return result, False, f"predicted from {used}"
 
-    def _compute(
-        self, denoiser: Denoiser, branch: Branch, inner: Callable[..., Any], args: Any, kwargs: Any, *, keep: bool
-    ) -> Any:
+    def _compute(self, denoiser: Denoiser, branch: Branch, inner: Call, args: Any, kwargs: Any, *, keep: bool) -> Any:
         assert self.settings is not None
         assert self._budget is not None
         budget = self._budget
@@ -175,7 +179,7 @@ class Cache:
         denoiser: Denoiser,
         branch: Branch,
         unfit: UnfitError,
-        inner: Callable[..., Any],
+        inner: Call,
         args: Any,
         kwargs: Any,
         *,
@@ -213,7 +217,7 @@ class Cache:
         if branch.site is not site:
             branch.history.trim(0)
         branch.site, branch.last_index = site, index
-        others = [other for some in self._denoisers for other in some.branches.values() if other is not branch]
+        others = [other for some in self.denoisers for other in some.branches.values() if other is not branch]
         # A denoiser that has handed over to the next, and a branch that is not called any more, have no claim.
         idle = [other for other in others if other.last_index < index - (other in denoiser.branches.values())]
         values = self._budget.admit(
@@ -239,40 +243,35 @@ class Cache:
             return decisions[index], wanted[index]
         return self._policy(index, None), True
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """A run begins: nothing of the last one counts any more, however it ended."""
-        self._close()
         if self._book.calls:
             self._book = Book()
         self._denied = Counter()
         self._ended = False
         if self.settings is not None:
             self._budget = Budget(self.settings)
-        for denoiser in self._denoisers:
-            denoiser.branches = {}
+        for denoiser in self.denoisers:
             denoiser.arm()
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """The last step is done: the snapshots have served their time."""
         self._ended = True
-        for denoiser in self._denoisers:
+        for denoiser in self.denoisers:
             for branch in denoiser.branches.values():
                 branch.forget()
-        self._close()
 
-    def _close(self) -> None:
-        """Say so, once, if a run skipped nothing although it was asked to."""
-        if self._warned or not self._stores or self._book.skipped or not self._book.calls:
-            return
+    @property
+    def complaint(self) -> str:
+        """Why a run skipped nothing although it was asked to; empty where there is nothing to complain of."""
+        if not self._stores or self._book.skipped or not self._book.calls:
+            return ""
         if self._denied:
-            reason = self._denied.most_common(1)[0][0]
-        elif self._ended and self.settings is not None and self.settings.mask is None:
+            return self._denied.most_common(1)[0][0]
+        if self._ended and self.settings is not None and self.settings.mask is None:
             reasons = ", ".join(f"{count} for {why}" for why, count in self._book.reasons().items())
-            reason = f"a run this short has no step to skip ({reasons})"
-        else:
-            return
-        self._warned = True
-        warnings.warn(f"hasten skipped nothing in this run: {reason}", stacklevel=2)
+            return f"a run this short has no step to skip ({reasons})"
+        return ""
 
 
 def _signature(args: Any, kwargs: Any) -> object:

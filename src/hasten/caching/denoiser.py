@@ -37,8 +37,8 @@ class Branch:
         self.site = None
 
 
-class Denoiser:
-    """A module that is called at every step.
+class Port:
+    """A module that is called at every step: its calls pass here, and here they get their branch.
 
     Args:
         name: its name in the pipeline.
@@ -49,16 +49,13 @@ class Denoiser:
         self.name = name
         self.module = module
         self.timestep = timestep
-        self.branches: dict[str, Branch] = {}
-        self.notes: dict[str, None] = {}
-        self._sites: dict[SiteName, Site] = {}
+        self.branch = ""
         self._taps: list[Tap] = []
         self._context: str | None = None
         self._moment = (0, 0)
         self._called: Counter[str | None] = Counter()
-        self.verdict: Decision | None = None
 
-    def attach(self, call: Callable[[Denoiser, Callable[..., Any], Any, Any], Any]) -> None:
+    def attach(self, call: Callable[[Port, Callable[..., Any], Any, Any], Any]) -> None:
         """Let calls go through `call`."""
         self._call = call
         self._taps = [Tap(self.module, CALL, partial(call, self))]
@@ -67,15 +64,10 @@ class Denoiser:
             self._taps.append(Tap(self.module, "cache_context", self._named))
 
     def detach(self) -> None:
-        """Leave module and blocks as they were."""
+        """Leave the module as it was."""
         for tap in reversed(self._taps):
             tap.remove()
         self._taps = []
-        for site in self._sites.values():
-            if isinstance(site, SpanSite):
-                site.detach()
-        self._sites = {}
-        self.branches = {}
 
     def arm(self) -> None:
         """Put taps back that something else was put in the place of."""
@@ -83,6 +75,57 @@ class Denoiser:
             for tap in reversed(self._taps):
                 tap.remove()
             self.attach(self._call)
+
+    def enter(self, moment: tuple[int, int]) -> None:
+        """A call at (run, step): which branch is it?"""
+        if moment != self._moment:
+            self._moment = moment
+            self._called.clear()
+        number = self._called[self._context]
+        self._called[self._context] += 1
+        if self._context is None:
+            self.branch = str(number)
+        else:
+            self.branch = self._context if number == 0 else f"{self._context} {number + 1}"
+
+    @contextmanager
+    def _named(self, inner: Callable[..., AbstractContextManager[Any]], args: Any, kwargs: Any) -> Iterator[Any]:
+        before, self._context = self._context, str(args[0] if args else kwargs.get("name"))
+        try:
+            with inner(*args, **kwargs) as value:
+                yield value
+        finally:
+            self._context = before
+
+
+class Denoiser:
+    """A port as one cache layer sees it: with sites and branches of its own.
+
+    Attributes:
+        verdict: what the first branch of the current step decided for all.
+    """
+
+    def __init__(self, port: Port) -> None:
+        self.port = port
+        self.name = port.name
+        self.module = port.module
+        self.branches: dict[str, Branch] = {}
+        self.notes: dict[str, None] = {}
+        self.verdict: Decision | None = None
+        self._sites: dict[SiteName, Site] = {}
+        self._moment = (0, 0)
+
+    def detach(self) -> None:
+        """Leave the blocks as they were."""
+        for site in self._sites.values():
+            if isinstance(site, SpanSite):
+                site.detach()
+        self._sites = {}
+        self.branches = {}
+
+    def arm(self) -> None:
+        """A run begins: put taps back that something else was put in the place of."""
+        self.branches = {}
         for site in self._sites.values():
             if isinstance(site, SpanSite):
                 site.arm()
@@ -95,27 +138,12 @@ class Denoiser:
         return self._sites[name]
 
     def enter(self, moment: tuple[int, int]) -> Branch:
-        """A call at (run, step): which branch is it?"""
+        """A call at (run, step): the branch that it is."""
         if moment != self._moment:
             self._moment = moment
-            self._called.clear()
             self.verdict = None
-        number = self._called[self._context]
-        self._called[self._context] += 1
-        if self._context is None:
-            name = str(number)
-        else:
-            name = self._context if number == 0 else f"{self._context} {number + 1}"
+        name = self.port.branch
         branch = self.branches.get(name)
         if branch is None:
             branch = self.branches[name] = Branch(name)
         return branch
-
-    @contextmanager
-    def _named(self, inner: Callable[..., AbstractContextManager[Any]], args: Any, kwargs: Any) -> Iterator[Any]:
-        before, self._context = self._context, str(args[0] if args else kwargs.get("name"))
-        try:
-            with inner(*args, **kwargs) as value:
-                yield value
-        finally:
-            self._context = before

@@ -5,7 +5,7 @@ No torch in here: the command line lists the methods and checks plans with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from hasten.plan import Cache
 
 SiteName = Literal["output", "residual", "span"]
+# Outermost first: what a site leaves out, those further down are not asked for.
+_FROM_OUTSIDE: tuple[SiteName, ...] = ("output", "residual", "span")
+# Sites that would leave out the same modules, each in its own way.
+_RIVALS: tuple[frozenset[SiteName], ...] = (frozenset({"residual", "span"}),)
 PredictorName = Literal["reuse", "poly", "taylor"]
 Coordinate = Literal["sigma", "index"]
 StoreDtype = Literal["model", "fp32", "bf16", "fp16"]
@@ -151,9 +155,7 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
     if isinstance(cache, Mapping):
         from hasten.plan import load_plan
 
-        section = load_plan({"cache": dict(cache)}).cache
-        assert section is not None
-        cache = section
+        (cache,) = load_plan({"cache": dict(cache)}).caches
     method = METHODS[cache.method]
 
     def given(name: str) -> Any:
@@ -189,3 +191,22 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
         size=cache.size,
         store_dtype=cache.store_dtype or "model",
     )
+
+
+def resolve_all(caches: Cache | Sequence[Cache] | None) -> tuple[Settings, ...]:
+    """The layers of a plan's cache, outermost first; none where it skips nothing.
+
+    Raises:
+        CacheError: a section that no method can take, or two that leave out the same.
+    """
+    sections = () if caches is None else caches if isinstance(caches, Sequence) else (caches,)
+    layers = [resolve(section) for section in sections]
+    for number, layer in enumerate(layers):
+        for before, other in enumerate(layers[:number]):
+            if layer.site == other.site:
+                raise CacheError(f"sections {before} and {number} both cache site {layer.site}; one of them is enough")
+            if any({layer.site, other.site} <= rivals for rivals in _RIVALS):
+                raise CacheError(
+                    f"sections {before} and {number} leave out the same modules (sites {other.site} and {layer.site})"
+                )
+    return tuple(sorted(layers, key=lambda layer: _FROM_OUTSIDE.index(layer.site)))

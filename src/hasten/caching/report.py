@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -62,6 +62,8 @@ class Report:
         snapshot_bytes: the most memory that all snapshots together took at a time.
         computed_call_seconds, skipped_call_seconds: median of one call of a denoiser; None where there was none.
             See `StepRow.seconds` for what this is on an accelerator.
+        layers: of a stack of caches, what each of them did, outermost first. A step of the whole then counts as
+            computed where none of them left anything out. Empty where there is only one.
     """
 
     runs: int
@@ -74,6 +76,7 @@ class Report:
     snapshot_bytes: int
     computed_call_seconds: float | None
     skipped_call_seconds: float | None
+    layers: tuple[Report, ...] = ()
 
     @property
     def computed(self) -> int:
@@ -95,27 +98,40 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
+        data = asdict(self)
+        data.pop("layers")
+        layers = {"layers": [layer.to_dict() for layer in self.layers]} if self.layers else {}
         return {
-            **asdict(self),
+            **data,
+            **layers,
             "computed": self.computed,
             "skipped": self.skipped,
             "computed_steps": self.computed_steps,
             "skipped_steps": self.skipped_steps,
         }
 
+    def account(self, title: str = "") -> Iterator[str]:
+        """The branches, a line each.
+
+        Args:
+            title: what stands before each of them.
+        """
+        for branch in self.branches:
+            why = ", ".join(f"{reason} {count}" for reason, count in branch.reasons.items())
+            yield (
+                f"  {title}{branch.denoiser}, {branch.branch}: {branch.computed} computed ({why}), "
+                f"{branch.skipped} skipped, {branch.snapshot_bytes / 2**20:.2f} MiB of snapshots"
+            )
+
     def __str__(self) -> str:
         if not self.steps:
             return "no run yet"
         lines = [
             f"{self.method}: {self.computed_steps} of {len(self.steps)} steps computed, {self.skipped_steps} skipped "
-            f"(site {self.site}, {self.predictor})"
+            f"(site {self.site}, {self.predictor})",
+            *(f"  {line}" for layer in self.layers for line in layer.account(f"{layer.site}: ")),
+            *(() if self.layers else self.account()),
         ]
-        for branch in self.branches:
-            why = ", ".join(f"{reason} {count}" for reason, count in branch.reasons.items())
-            lines.append(
-                f"  {branch.denoiser}, {branch.branch}: {branch.computed} computed ({why}), {branch.skipped} skipped, "
-                f"{branch.snapshot_bytes / 2**20:.2f} MiB of snapshots"
-            )
         times = [
             f"{kind} {1000 * seconds:.1f} ms"
             for kind, seconds in (("computed", self.computed_call_seconds), ("skipped", self.skipped_call_seconds))
@@ -185,7 +201,9 @@ class Book:
         """Why calls were computed, over all branches."""
         return sum((account.reasons for account in self._branches.values()), Counter())
 
-    def report(self, *, runs: int, method: str, predictor: str, notes: tuple[str, ...]) -> Report:
+    def report(
+        self, *, runs: int, method: str, predictor: str, notes: tuple[str, ...], layers: tuple[Report, ...] = ()
+    ) -> Report:
         """What there is to say so far."""
         sites = dict.fromkeys(account.site for account in self._branches.values() if account.site)
         return Report(
@@ -210,6 +228,7 @@ class Book:
             snapshot_bytes=self.peak_bytes,
             computed_call_seconds=_median(self._seconds[True]),
             skipped_call_seconds=_median(self._seconds[False]),
+            layers=layers,
         )
 
 

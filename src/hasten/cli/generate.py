@@ -198,7 +198,7 @@ def show_plan(plan: Plan, prompts: Sequence[str], *, as_json: bool) -> None:
     from hasten.plan.resolved import resolved_dict, resolved_yaml
 
     plan = complete_plan(plan)
-    method = plan.cache.method if plan.cache is not None else "reference"
+    method = plan.method or "reference"
     names: list[Path] = []
     for prompt in prompts:
         for seed in range(plan.seed, plan.seed + plan.generation.num_images):

@@ -32,25 +32,26 @@ def cross_check(plan: Plan, *, steps: int | None, unknown: Collection[str] = ())
         steps: the number of inference steps, None where it is not known.
         unknown: dotted keys whose value was refused already, so that nothing can be concluded from it.
     """
-    if plan.cache is None:
-        return []
-    found = [
-        conflict
-        for check in _CHECKS
-        for conflict in check(plan.cache, steps)
-        if not any(key in unknown for key in (conflict.key, *conflict.others))
-    ]
+    several = len(plan.caches) > 1 or not (plan.cache is None or plan.caches[0] is plan.cache)
+    found = []
+    for number, section in enumerate(plan.caches):
+        place = f"cache.{number}." if several else "cache."
+        for conflict in (conflict for check in _CHECKS for conflict in check(section, steps)):
+            # Checks know one section: in a list of them its keys have a number.
+            keys = [key.replace("cache.", place, 1) for key in (conflict.key, *conflict.others)]
+            if not any(key in unknown for key in keys):
+                found.append(Conflict(keys[0], conflict.text.replace("cache.", place), tuple(keys[1:])))
     if not found and not any(key.partition(".")[0] == "cache" for key in unknown):
-        found += _method(plan.cache)
+        found += _method(plan)
     return found
 
 
-def _method(cache: Cache) -> Iterator[Conflict]:
-    """What the method itself cannot take, its own defaults considered."""
-    from hasten.caching.methods import resolve
+def _method(plan: Plan) -> Iterator[Conflict]:
+    """What the methods themselves cannot take, their own defaults considered."""
+    from hasten.caching.methods import resolve_all
 
     try:
-        resolve(cache)
+        resolve_all(plan.cache)
     except CacheError as error:
         yield Conflict("cache", str(error))
 

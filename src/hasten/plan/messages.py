@@ -51,11 +51,15 @@ class Wrong(NamedTuple):
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The section that a field holds, if it holds one."""
-    for candidate in (field.annotation, *get_args(field.annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+    """The section that a field holds, if it holds one or a list of them."""
+    return _section_in(field.annotation)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_section_in(inner) for inner in get_args(annotation))
+    return next((section for section in found if section is not None), None)
 
 
 def dotted_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
@@ -79,6 +83,12 @@ def wrong(schema: type[BaseModel], error: Mapping[str, Any], value: Any) -> Wron
     path: list[str] = []
     owner, field = schema, None
     for part in error["loc"]:
+        if part in ("one", "several"):  # which of the two forms of a section it is
+            continue
+        if isinstance(part, int) and field is not None and owner is not None:
+            path.append(str(part))
+            field = None
+            continue
         if not isinstance(part, str) or owner is None:
             break
         path.append(part)
@@ -90,7 +100,7 @@ def wrong(schema: type[BaseModel], error: Mapping[str, Any], value: Any) -> Wron
         return Wrong(tuple(path), str(error["msg"]))
     given = value(tuple(path))
     if field is None:
-        return Wrong((), f"must be a mapping of settings, not {show(given)}")
+        return Wrong(tuple(path), f"must be a mapping of settings, not {show(given)}")
     return Wrong(tuple(path), f"must be {expected(field)}, not {show(given)}{_near_choice(field, given)}")
 
 
@@ -98,7 +108,8 @@ def unknown_key(schema: type[BaseModel], path: Sequence[str]) -> str:
     """`unknown key; did you mean 'interval'? (allowed: …)`"""
     owner = schema
     for part in path[:-1]:
-        owner = section_of(owner.model_fields[part]) or owner
+        if part in owner.model_fields:
+            owner = section_of(owner.model_fields[part]) or owner
     allowed = list(owner.model_fields)
     hint = suggestion(schema, path[-1], allowed, here=".".join(path[:-1]))
     return f"unknown key{hint} (allowed: {', '.join(allowed)})"

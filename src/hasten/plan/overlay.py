@@ -66,7 +66,7 @@ class Overlay:
         """The value at a path, None where nothing was given."""
         holder: Any = self.data
         for part in path:
-            holder = holder.get(part) if isinstance(holder, Mapping) else None
+            holder = _within(holder, part)
         return holder
 
     def drop(self, path: Sequence[str]) -> None:
@@ -74,6 +74,8 @@ class Overlay:
         holder = self.value(path[:-1])
         if isinstance(holder, dict):
             holder.pop(path[-1], None)
+        elif isinstance(holder, list):
+            holder[int(path[-1])] = {}
 
     def put_mapping(self, values: Mapping[str, Any], origin_of: Any, path: tuple[str, ...] = ()) -> None:
         """Lay a mapping over what is there, key by key.
@@ -90,6 +92,9 @@ class Overlay:
         field = Plan.model_fields.get(path[0])
         section = section_of(field) if field is not None else None
         if len(path) == 1 and section is not None:
+            if isinstance(value, list | tuple) and path[0] == "cache":
+                self._put_layers(path, value, section, origin_of)
+                return
             value = _long_form(path[0], section, value)
             if isinstance(value, BaseModel):
                 value = value.model_dump(exclude_unset=True)
@@ -99,15 +104,45 @@ class Overlay:
                     self.data[path[0]] = {}
                 self.put_mapping(value, origin_of, path)
                 return
-        holder = self.data
+        if path[0] == "cache" and len(path) > 1 and not self._fits_layers(path, origin_of(path)):
+            return
+        holder: Any = self.data
         for part in path[:-1]:
-            if not isinstance(holder.get(part), dict):
+            if not isinstance(_within(holder, part), dict | list):
                 holder[part] = {}
-            holder = holder[part]
+            holder = _within(holder, part)
         holder[path[-1]] = dict(value) if isinstance(value, _Anew) else value
         for known in [known for known in self.origins if known[: len(path)] == path]:
             del self.origins[known]
         self.origins[path] = origin_of(path)
+
+    def _put_layers(
+        self, path: tuple[str, ...], values: Sequence[Any], section: type[BaseModel], origin_of: Any
+    ) -> None:
+        """A list of sections replaces what was there."""
+        layers = [_long_form("", section, value) for value in values]
+        layers = [layer.model_dump(exclude_unset=True) if isinstance(layer, BaseModel) else layer for layer in layers]
+        self.data[path[0]] = [dict(layer) if isinstance(layer, Mapping) else layer for layer in layers]
+        for known in [known for known in self.origins if known[: len(path)] == path]:
+            del self.origins[known]
+        keys = [(str(number), *key) for number, layer in enumerate(layers) for key in _keys(layer)]
+        self.origins |= {(*path, *key): origin_of((*path, *key)) for key in [(), *keys]}
+
+    def _fits_layers(self, path: tuple[str, ...], origin: Origin) -> bool:
+        """Whether a key within `cache` names its layer where there are several, and none where there is one."""
+        layers = self.data.get("cache")
+        text = ""
+        if isinstance(layers, list):
+            known = [str(number) for number in range(len(layers))]
+            if path[1] not in known or len(path) == 2:
+                name = "interval" if path[1].isdecimal() else path[1]
+                choices = " or ".join(f"cache.{number}.{name}" for number in known)
+                text = f"cache is a list of {len(layers)} sections: name one of them, {choices}"
+        elif path[1].isdecimal():
+            text = "cache is one section and no list: leave the number out"
+        if text:
+            self.complain(origin, ".".join(path), text)
+        return not text
 
     def put_set(self, text: str) -> None:
         """Lay a `--set` string over what is there: `cache.interval=4`."""
@@ -162,6 +197,18 @@ class Overlay:
             return ("cache", name)
         homes = [key for key in dotted_keys(Plan) if key.endswith(f".{name}")]
         return tuple(homes[0].split(".")) if len(homes) == 1 else (name,)
+
+
+def _within(holder: Any, part: str) -> Any:
+    """A key of a mapping, or an entry of a list by its number."""
+    if isinstance(holder, list):
+        return holder[int(part)] if part.isdecimal() and int(part) < len(holder) else None
+    return holder.get(part) if isinstance(holder, Mapping) else None
+
+
+def _keys(layer: Any) -> list[tuple[str, ...]]:
+    """The places within a section: itself, and its keys."""
+    return [(), *((str(name),) for name in layer)] if isinstance(layer, Mapping) else [()]
 
 
 class _Anew(dict[str, Any]):

@@ -92,8 +92,12 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             if node.tag != "tag:yaml.org,2002:seq":
                 self.tagged(node, path)
-            return [self.value(item, path) for item in node.value]
+            return [self.item(item, (*path, str(number))) for number, item in enumerate(node.value)]
         return self.scalar(node, path)
+
+    def item(self, node: yaml.Node, path: Path) -> Any:
+        self.lines[path] = node.start_mark.line + 1
+        return self.value(node, path)
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         if node.tag != "tag:yaml.org,2002:map":

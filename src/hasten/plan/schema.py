@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    model_validator,
+)
 
 from hasten.plan.checks import cross_check
 from hasten.plan.values import as_device, as_dtype, as_name, ascending, no_boolean
@@ -87,6 +96,17 @@ class Cache(Section):
     """The number format of stored snapshots."""
 
 
+def _one_or_several(value: Any) -> str | None:
+    return "several" if isinstance(value, list | tuple) else "one"
+
+
+Caches = Annotated[
+    Annotated[Cache, Tag("one")] | Annotated[tuple[Cache, ...], Tag("several"), Field(min_length=1)],
+    Discriminator(_one_or_several),
+]
+"""One section, or a list of sections: layers on top of each other."""
+
+
 class Generation(Section):
     """What is asked of the pipeline; diffusers' own names."""
 
@@ -131,8 +151,8 @@ class Plan(Section):
     """auto, cpu, cuda, npu, hpu, xpu or mps, with an index where there are several: `cuda:1`."""
     precision: Precision = Precision()
     sampler: Sampler = Sampler()
-    cache: Cache | None = None
-    """null skips nothing: the reference."""
+    cache: Caches | None = None
+    """null skips nothing: the reference. A list of sections stacks them."""
     generation: Generation = Generation()
     io: Output = Output()
     seed: Whole = Field(default=0, ge=0, le=2**63 - 1)
@@ -146,6 +166,16 @@ class Plan(Section):
             if found:
                 raise ValueError("; ".join(f"{conflict.key}: {conflict.text}" for conflict in found))
         return self
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """The sections of `cache`: none, one or several."""
+        return () if self.cache is None else (self.cache,) if isinstance(self.cache, Cache) else self.cache
+
+    @property
+    def method(self) -> str | None:
+        """The names of the methods of `cache`, joined by +; None where nothing is skipped."""
+        return "+".join(dict.fromkeys(section.method for section in self.caches)) or None
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values (str, int, float, bool, list, dict, None), without the nulls that are defaults."""
@@ -167,17 +197,18 @@ def _plain(section: BaseModel) -> dict[str, Any]:
         elif isinstance(value, Path):
             value = str(value)
         elif isinstance(value, tuple):
-            value = list(value)
+            value = [_plain(item) if isinstance(item, BaseModel) else item for item in value]
         values[name] = value
     return values
 
 
 class _Dumper(yaml.SafeDumper):
-    """Mappings over several lines, lists on one: `span: [1, 1]`."""
+    """Mappings over several lines, lists of numbers on one: `span: [1, 1]`."""
 
 
 def _list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+    nested = any(isinstance(item, dict) for item in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=not nested)
 
 
 def _text(dumper: yaml.SafeDumper, data: str) -> yaml.Node:

@@ -1,0 +1,130 @@
+"""A stack of cache layers on the same denoisers: each call goes through them all, the outermost first.
+
+A layer is one site, policy and predictor. What one of them leaves out, those within it are not asked for. All of them
+listen to one clock, and share the names of the branches.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+from hasten.caching.cache import Cache
+from hasten.caching.clock import Clock
+from hasten.caching.denoiser import Port
+from hasten.caching.methods import Settings
+from hasten.caching.report import Book, Report
+from hasten.caching.sites import Call
+
+
+class Stack:
+    """Runs the layers of a plan on a pipeline's denoisers.
+
+    Args:
+        layers: outermost first; none at all to compute every step and only take the time.
+        clock_of: makes the clock, given what to call when a run begins and ends.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Settings],
+        ports: Sequence[Port],
+        clock_of: Callable[[Callable[[], None], Callable[[], None]], Clock],
+    ) -> None:
+        self.clock = clock_of(self._begin, self._end)
+        self._ports = ports
+        self.layers = [Cache(settings, ports, self.clock) for settings in layers or (None,)]
+        self._book = Book()
+        self._runs = 0
+        self._warned = False
+
+    def attach(self) -> None:
+        for port in self._ports:
+            port.attach(self.call)
+        self.clock.attach()
+
+    def detach(self) -> None:
+        self.clock.detach()
+        for port in self._ports:
+            port.detach()
+        for layer in self.layers:
+            layer.detach()
+        self._close()
+
+    def report(self) -> Report:
+        """What happened in the last run that called a denoiser."""
+        reports = tuple(layer.report() for layer in self.layers)
+        if len(reports) == 1:
+            return reports[0]
+        return self._book.report(
+            runs=self._runs,
+            method=" + ".join(dict.fromkeys(report.method for report in reports)),
+            predictor=", ".join(dict.fromkeys(report.predictor for report in reports)),
+            notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+            layers=reports,
+        )
+
+    def call(self, port: Port, inner: Call, args: Any, kwargs: Any) -> Any:
+        """A denoiser is called."""
+        clock = self.clock
+        clock.arrive(port.timestep(args, kwargs))
+        port.enter((clock.run, clock.index))
+        if len(self.layers) == 1:
+            return self.layers[0].call(port, inner, args, kwargs)
+        started = perf_counter()
+        if not self._book.calls:
+            self._runs += 1
+        skipped = [layer.skipped for layer in self.layers]
+        for layer in reversed(self.layers):
+            inner = partial(_through, layer, port, inner)
+        result = inner(*args, **kwargs)
+        self._enter(port, skipped, perf_counter() - started)
+        return result
+
+    def _enter(self, port: Port, skipped: Sequence[int], seconds: float) -> None:
+        """Keep the book of the whole: a call is computed where no layer left anything out."""
+        index = self.clock.index
+        now = [layer for layer, before in zip(self.layers, skipped, strict=True) if layer.skipped > before]
+        where = (port.name, port.branch)
+        self._book.enter(
+            where,
+            index,
+            self.clock.sigma(index),
+            computed=not now,
+            reason=", ".join(f"{layer.site} left out" for layer in now) or "nothing left out",
+            seconds=seconds,
+            site=", ".join(layer.site for layer in self.layers),
+        )
+        self._book.weigh(
+            where, sum(layer.nbytes(port.branch) for layer in self.layers), sum(layer.nbytes() for layer in self.layers)
+        )
+
+    def _begin(self) -> None:
+        self._close()
+        if self._book.calls:
+            self._book = Book()
+        for port in self._ports:
+            port.arm()
+        for layer in self.layers:
+            layer.begin()
+
+    def _end(self) -> None:
+        for layer in self.layers:
+            layer.end()
+        self._close()
+
+    def _close(self) -> None:
+        """Say so, once, if a run skipped nothing although it was asked to."""
+        if self._warned or any(layer.skipped for layer in self.layers):
+            return
+        complaints = dict.fromkeys(layer.complaint for layer in self.layers if layer.complaint)
+        if complaints:
+            self._warned = True
+            warnings.warn(f"hasten skipped nothing in this run: {'; '.join(complaints)}", stacklevel=2)
+
+
+def _through(layer: Cache, port: Port, inner: Call, *args: Any, **kwargs: Any) -> Any:
+    return layer.call(port, inner, args, kwargs)
