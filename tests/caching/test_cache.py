@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -183,3 +184,79 @@ def test_modules_that_steer_a_denoiser_are_not_taken_for_one() -> None:
         assert "_compiled_call_impl" in vars(pipe.unet)
         assert "_compiled_call_impl" not in vars(pipe.controlnet)
         assert "_compiled_call_impl" not in vars(pipe.text_encoder)
+
+
+ADAPTIVE = {"policy": "compare", "signal": "input", "threshold": 1.0, "first_enhance": 1, "cooldown": 0}
+
+
+def test_an_adaptive_policy_decides_once_a_step_for_all_branches(site: str) -> None:
+    loop = Loop()
+    with accelerate(loop, "reuse", site=site, **ADAPTIVE) as handle:
+        loop()
+    report = handle.report()
+    first, second = (rows(handle)[branch] for branch in ("0", "1"))
+    assert first == second
+    assert first[1] > 0
+    assert [step.signal is None for step in report.steps] == [True] + [False] * 11
+    # every step tells what was measured, and the threshold parts them
+    assert all(step.computed == (step.signal > 1) for step in report.steps if step.signal is not None)
+    assert f"signal at 11 steps: lowest {report.signals[0]:.3g}," in str(report)
+
+
+def test_the_signal_is_the_change_of_the_latent() -> None:
+    model = Denoiser()
+    inputs = [tiny.noise(2, 4) * (1 + 0.1 * k) for k in range(4)]
+    inputs[2] = inputs[2] + torch.tensor([[0.0], [1.0]])  # only the second sample jumps: it speaks for both
+    with accelerate(model, **{**ADAPTIVE, "policy": "accumulate", "threshold": 100}) as handle:
+        for k, sample in enumerate(inputs):
+            model(sample, torch.tensor(1 - k / 8))
+    expected = [max(((b - a).abs().mean(-1) / a.abs().mean(-1)).tolist()) for a, b in pairwise(inputs)]
+    assert [step.signal for step in handle.report().steps[1:]] == pytest.approx(expected)
+
+
+def test_a_threshold_that_nothing_stays_below_is_warned_of() -> None:
+    loop = Loop()
+    with (
+        accelerate(loop, "reuse", **ADAPTIVE | {"threshold": 0.0}) as handle,
+        pytest.warns(UserWarning, match=r"the lowest signal was 0\.554, above the threshold of 0"),
+    ):
+        reference = loop()
+    assert kinds(handle) == "C" * 12
+    assert torch.equal(reference, loop())
+
+
+def test_nan_in_the_signal_computes() -> None:
+    model = Denoiser()
+    with accelerate(model, "reuse", **ADAPTIVE) as handle:
+        for k in range(5):
+            model(tiny.noise(1, 4) * (float("nan") if k == 2 else 1), torch.tensor(1 - k / 8))
+    assert kinds(handle) == "CsCCs"
+    assert handle.report().steps[2].reason == "nothing to compare with"
+
+
+def test_each_run_begins_with_fresh_limits() -> None:
+    loop = Loop()
+    with accelerate(loop, "reuse", max_total_skips=3, **ADAPTIVE | {"threshold": 10}) as handle:
+        for _ in range(2):
+            loop()
+            assert kinds(handle) == "CsssCCCCCCCC"
+
+
+def test_branches_may_decide_for_themselves(site: str) -> None:
+    loop = Loop()
+    with accelerate(loop, "reuse", site=site, branches="own", max_skips=1, **ADAPTIVE | {"threshold": 10}) as handle:
+        loop(batch=lambda k: (1,) if k < 4 else (1, 1))
+    # the second branch begins four steps later, in the rhythm of its own
+    assert rows(handle) == {"0": (6, 6), "1": (4, 4)}
+
+
+def test_easycache_predicts_what_the_denoiser_adds_to_its_input() -> None:
+    model = Denoiser()
+    inputs = [tiny.noise(1, 4) * (1 + 0.1 * k) for k in range(4)]
+    with accelerate(model, "easycache", first_enhance=2, threshold=10, cooldown=0) as handle:
+        outputs = [model(sample, torch.tensor(1 - k / 8)) for k, sample in enumerate(inputs)]
+    assert kinds(handle) == "CCss"
+    assert torch.allclose(outputs[3], inputs[3] + outputs[1] - inputs[1])
+    gain = (outputs[1] - outputs[0]).abs().mean() / (inputs[1] - inputs[0]).abs().mean()
+    signal = gain * (inputs[2] - inputs[1]).abs().mean() / outputs[1].abs().mean()
+    assert handle.report().steps[2].signal == pytest.approx(float(signal))

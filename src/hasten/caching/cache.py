@@ -10,22 +10,37 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from hasten.caching.budget import Budget
 from hasten.caching.clock import Clock
 from hasten.caching.denoiser import Branch, Denoiser, Port
-from hasten.caching.methods import Settings
+from hasten.caching.methods import FIXED, Settings
 from hasten.caching.policies import Decision, every_step, needed
 from hasten.caching.report import Book, Report
+from hasten.caching.signals import Gauge
 from hasten.caching.sites import Call, MisfitError, OutputSite, Site, UnfitError
 from hasten.caching.wiring import arguments
 from hasten.errors import CacheError
 
 # Tiled pipelines call the denoiser once per tile; a module that is called without end in one step is in no run at all.
 _MOST_BRANCHES = 64
+
+
+class _Served(NamedTuple):
+    """What became of one call of a denoiser.
+
+    Attributes:
+        reason: why it was computed, or what it was predicted from.
+        signal: what was measured, where the policy asked for it.
+    """
+
+    result: Any
+    computed: bool
+    reason: str
+    signal: float | None = None
 
 
 class Cache:
@@ -40,8 +55,9 @@ class Cache:
         self.settings = settings
         self.clock = clock
         self._denoisers = {port: Denoiser(port) for port in ports}
-        self._policy = every_step if settings is None else settings.policy
-        self._stores = settings is not None and self._policy is not every_step
+        self._fixed = every_step if settings is None else settings.fixed
+        self._stores = settings is not None and self._fixed is not every_step
+        self._adapts = settings is not None and settings.policy not in FIXED
         self._budget = Budget(settings) if settings is not None else None
         self._book = Book()
         self._runs = 0
@@ -99,42 +115,65 @@ class Cache:
         if not self._book.calls:
             self._runs += 1
         branch = denoiser.enter((clock.run, clock.index))
-        result, computed, reason = self._serve(denoiser, branch, inner, args, kwargs)
+        served = self._serve(denoiser, branch, inner, args, kwargs)
         self._book.enter(
             (denoiser.name, branch.name),
             clock.index,
             clock.sigma(clock.index),
-            computed=computed,
-            reason=reason,
+            computed=served.computed,
+            reason=served.reason,
+            signal=served.signal,
             seconds=perf_counter() - started,
             site=branch.site.name if branch.site is not None else None,
         )
-        return result
+        return served.result
 
-    def _serve(self, denoiser: Denoiser, branch: Branch, inner: Call, args: Any, kwargs: Any) -> tuple[Any, bool, str]:
+    def _serve(self, denoiser: Denoiser, branch: Branch, inner: Call, args: Any, kwargs: Any) -> _Served:
         index = self.clock.index
-        policy, keep = self._decide(index)
+        plan, keep = self._decide(index)
         if not self._stores or self._idle:
-            return inner(*args, **kwargs), True, policy.reason
+            return _Served(inner(*args, **kwargs), True, plan.reason)
         signature = _signature(args, kwargs)
         if signature != branch.signature:
             branch.forget("its input has another shape")
             branch.signature = signature
-        verdict = denoiser.verdict or policy
-        if not verdict.compute:
+        assert self.settings is not None
+        owner = denoiser if self.settings.branches == "shared" else branch
+        # The first branch of a step decides for all, and its tensors alone are measured.
+        gauge = self._gauge(owner) if self._adapts and owner.verdict is None else None
+        verdict = owner.verdict or (plan if gauge is None else gauge.begin(index))
+        if verdict is None or not verdict.compute:
             obstacle = self._obstacle(denoiser, branch)
-            if obstacle is None:
-                try:
-                    return self._skip(branch, index, inner, args, kwargs)
-                except UnfitError as unfit:
-                    branch.forget()
-                    obstacle = str(unfit)
-            # All branches of a step share its fate: a guided difference of a computed and a predicted one is neither.
-            self._denied[obstacle] += 1
-            verdict = Decision(True, obstacle)
-        denoiser.verdict = verdict
-        keep = keep or verdict is not policy
-        return self._compute(denoiser, branch, inner, args, kwargs, keep=keep), True, verdict.reason
+            if obstacle is not None:
+                verdict = self._deny(obstacle, gauge)
+        if gauge is not None and gauge.meter is not None:
+            latent = denoiser.port.latent(args, kwargs)
+            verdict = gauge.see(latent) if latent is not None else self._deny("it takes no latent", gauge)
+        assert verdict is not None
+        served = None
+        if not verdict.compute:
+            try:
+                served = self._skip(branch, index, inner, args, kwargs)
+            except UnfitError as unfit:
+                branch.forget()
+                verdict = self._deny(str(unfit), gauge)
+        # All branches of a step share its fate: a guided difference of a computed and a predicted one is neither.
+        owner.verdict = verdict
+        if served is None:
+            result = self._compute(denoiser, branch, inner, args, kwargs, keep=keep or verdict != plan)
+            served = _Served(result, True, verdict.reason)
+        if gauge is None:
+            return served
+        gauge.end(served.computed, served.result)
+        return served._replace(signal=gauge.signal)
+
+    def _deny(self, obstacle: str, gauge: Gauge | None) -> Decision:
+        """A step that might be skipped has to be computed."""
+        self._denied[obstacle] += 1
+        decision = Decision(True, obstacle)
+        if gauge is not None:
+            gauge.force(decision)
+        return decision
 
     def _obstacle(self, denoiser: Denoiser, branch: Branch) -> str | None:
         """Why a step that the policy would skip has to be computed."""
@@ -147,7 +186,7 @@ class Cache:
             return "NaN or infinity in a snapshot"
         return None
 
-    def _skip(self, branch: Branch, index: int, inner: Call, args: Any, kwargs: Any) -> tuple[Any, bool, str]:
+    def _skip(self, branch: Branch, index: int, inner: Call, args: Any, kwargs: Any) -> _Served:
         assert self.settings is not None
         assert branch.site is not None
         history, sigma = branch.history, self.clock.sigma
@@ -156,7 +195,7 @@ class Cache:
         result = branch.site.skip(inner, args, kwargs, branch.blanks, partial(history.predict, weights))
         branch.last_index = index
         used = ", ".join(str(anchor) for anchor, weight in zip(indices, weights, strict=False) if weight)
-        return result, False, f"predicted from {used}"
+        return _Served(result, False, f"predicted from {used}")
 
     def _compute(self, denoiser: Denoiser, branch: Branch, inner: Call, args: Any, kwargs: Any, *, keep: bool) -> Any:
         assert self.settings is not None
@@ -229,19 +268,33 @@ class Cache:
         self._book.weigh((denoiser.name, branch.name), branch.history.nbytes, everything)
 
     def _decide(self, index: int) -> tuple[Decision, bool]:
-        """What the policy says about a step, and whether a later one will look at its values."""
+        """What is known of a step beforehand, and whether a later one may look at its values.
+
+        Of an adaptive policy only the steps that are computed in any case are known.
+        """
         total = self.clock.total
         now = (self.clock.run, total)
         if now != self._schedule[0]:
-            decisions = [self._policy(step, total) for step in range(total or 0)]
+            decisions = [self._fixed(step, total) for step in range(total or 0)]
             computed = [decision.compute for decision in decisions]
             snapshots = self.settings.snapshots if self.settings is not None else 0
-            self._schedule = now, decisions, needed(computed, snapshots)
+            wanted = needed(computed, snapshots)
+            if self._adapts:
+                wanted = tuple(want or not is_computed for want, is_computed in zip(wanted, computed, strict=True))
+            self._schedule = now, decisions, wanted
             self._idle = bool(computed) and all(computed)  # a run this short has nothing to skip
         _, decisions, wanted = self._schedule
         if index < len(decisions):
             return decisions[index], wanted[index]
-        return self._policy(index, None), True
+        return self._fixed(index, None), True
+
+    def _gauge(self, owner: Denoiser | Branch) -> Gauge:
+        """The adaptive policy at work, made anew for each run, and where the run's length turns out to be another."""
+        assert self.settings is not None
+        total = self.clock.total
+        if owner.gauge is None or owner.gauge.total != total:
+            owner.gauge = Gauge(self.settings, total, tuple(map(self.clock.sigma, range(total or 0))))
+        return owner.gauge
 
     def begin(self) -> None:
         """A run begins: nothing of the last one counts any more, however it ended."""
@@ -268,6 +321,9 @@ class Cache:
             return ""
         if self._denied:
             return self._denied.most_common(1)[0][0]
+        if self._ended and self._adapts and (lowest := self._book.lowest_signal) is not None:
+            assert self.settings is not None
+            return f"the lowest signal was {lowest:.3g}, above the threshold of {self.settings.threshold:g}"
         if self._ended and self.settings is not None and self.settings.mask is None:
             reasons = ", ".join(f"{count} for {why}" for why, count in self._book.reasons().items())
             return f"a run this short has no step to skip ({reasons})"

@@ -13,7 +13,8 @@ from torch import nn
 from hasten.caching.methods import SiteName
 from hasten.caching.patching import CALL, Tap
 from hasten.caching.policies import Decision
-from hasten.caching.sites import OutputSite, Site, SpanSite
+from hasten.caching.signals import Gauge, latent_of
+from hasten.caching.sites import LatentSite, OutputSite, Site, SpanSite
 from hasten.caching.snapshots import History
 
 
@@ -28,6 +29,8 @@ class Branch:
         self.site: Site | None = None
         self.last_index = 0
         self.lost = ""
+        self.verdict: Decision | None = None
+        self.gauge: Gauge | None = None
 
     def forget(self, why: str = "") -> None:
         """Nothing that was stored fits any more."""
@@ -54,6 +57,7 @@ class Port:
         self._context: str | None = None
         self._moment = (0, 0)
         self._called: Counter[str | None] = Counter()
+        self.latent = latent_of(module, timestep)
 
     def attach(self, call: Callable[[Port, Callable[..., Any], Any, Any], Any]) -> None:
         """Let calls go through `call`."""
@@ -103,6 +107,7 @@ class Denoiser:
 
     Attributes:
         verdict: what the first branch of the current step decided for all.
+        gauge: an adaptive policy at work.
     """
 
     def __init__(self, port: Port) -> None:
@@ -112,6 +117,7 @@ class Denoiser:
         self.branches: dict[str, Branch] = {}
         self.notes: dict[str, None] = {}
         self.verdict: Decision | None = None
+        self.gauge: Gauge | None = None
         self._sites: dict[SiteName, Site] = {}
         self._moment = (0, 0)
 
@@ -126,6 +132,7 @@ class Denoiser:
     def arm(self) -> None:
         """A run begins: put taps back that something else was put in the place of."""
         self.branches = {}
+        self.gauge = None
         for site in self._sites.values():
             if isinstance(site, SpanSite):
                 site.arm()
@@ -133,15 +140,23 @@ class Denoiser:
     def site(self, name: SiteName, span: tuple[int, int]) -> Site:
         """The site of that name, made when it is first asked for."""
         if name not in self._sites:
-            keep = span if name == "span" else (0, 0)
-            self._sites[name] = OutputSite() if name == "output" else SpanSite(self.module, *keep)
+            self._sites[name] = self._made(name, span)
         return self._sites[name]
+
+    def _made(self, name: SiteName, span: tuple[int, int]) -> Site:
+        if name == "output":
+            return OutputSite()
+        if name == "latent":
+            return LatentSite(self.port.latent)
+        return SpanSite(self.module, *(span if name == "span" else (0, 0)))
 
     def enter(self, moment: tuple[int, int]) -> Branch:
         """A call at (run, step): the branch that it is."""
         if moment != self._moment:
             self._moment = moment
             self.verdict = None
+            for known in self.branches.values():
+                known.verdict = None
         name = self.port.branch
         branch = self.branches.get(name)
         if branch is None:

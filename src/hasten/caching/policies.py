@@ -30,24 +30,34 @@ def every_step(index: int, total: int | None) -> Decision:
     return Decision(True, "nothing is to be skipped")
 
 
-def interval(index: int, total: int | None, *, interval: int, first_enhance: int, cooldown: int) -> Decision:
+def interval(
+    index: int,
+    total: int | None,
+    *,
+    interval: int | None,
+    first_enhance: int,
+    cooldown: int,
+    retention: float = 0.0,
+) -> Decision:
     """One step in every `interval`, counted from the last step of the warm-up.
 
     Args:
         index: the step, from 0.
         total: the number of steps of the run; None when nobody knows it, and then nothing is forced at the end.
+        interval: None for no step between warm-up and cool-down.
         first_enhance: so many steps at the start are all computed; the first always is.
         cooldown: so many steps at the end are all computed.
+        retention: the warm-up as a share of the run, if that is more than `first_enhance`.
 
     >>> [k for k in range(16) if interval(k, 16, interval=4, first_enhance=3, cooldown=1).compute]
     [0, 1, 2, 6, 10, 14, 15]
     """
-    warm = max(first_enhance, 1)
-    if index < warm:
-        return Decision(True, "warm-up" if first_enhance > 0 else "first step")
+    warm = max(first_enhance, int(retention * (total or 0) + 0.5))
+    if index < max(warm, 1):
+        return Decision(True, "warm-up" if warm > 0 else "first step")
     if total is not None and index >= total - cooldown:
         return Decision(True, "cool-down")
-    if (index - warm + 1) % interval == 0:
+    if interval is not None and (index - max(warm, 1) + 1) % interval == 0:
         return Decision(True, "interval")
     return Decision(False, "interval")
 

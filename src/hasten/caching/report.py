@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from statistics import median
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from statistics import median, quantiles
 from typing import Any
 
 
@@ -19,6 +20,8 @@ class StepRow:
         reason: why it was computed, or what it was predicted from.
         seconds: time in its denoiser calls. On an accelerator this is the time to launch the work, which the device
             may finish later.
+        signal: what an adaptive policy measured; None where it did not ask. Where branches decide for themselves, the
+            first one's.
     """
 
     index: int
@@ -26,6 +29,7 @@ class StepRow:
     computed: bool
     reason: str
     seconds: float
+    signal: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,11 @@ class Report:
     def skipped_steps(self) -> int:
         return len(self.steps) - self.computed_steps
 
+    @property
+    def signals(self) -> tuple[float, ...]:
+        """What was measured, in ascending order: a threshold between two of them would part these steps."""
+        return tuple(sorted(step.signal for step in self.steps if step.signal is not None and isfinite(step.signal)))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         data = asdict(self)
@@ -138,6 +147,8 @@ class Report:
             if seconds is not None
         ]
         lines.append(f"  median of a call: {', '.join(times)}")
+        if self.signals:
+            lines.append(f"  signal at {len(self.signals)} steps: {_spread(self.signals)}")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -169,11 +180,13 @@ class Book:
         reason: str,
         seconds: float,
         site: str | None,
+        signal: float | None = None,
     ) -> None:
         """One call of a denoiser.
 
         Args:
             where: denoiser and branch.
+            signal: what was measured, where a policy asked for it.
             site: where its snapshots are taken, once that is known.
         """
         self._seconds[computed].append(seconds)
@@ -185,17 +198,23 @@ class Book:
             account.skipped += 1
         before = self._steps.get(index)
         if before is None:
-            self._steps[index] = StepRow(index, sigma, computed, reason, seconds)
+            self._steps[index] = StepRow(index, sigma, computed, reason, seconds, signal)
         else:
             if computed and not before.computed:
-                before = StepRow(index, sigma, True, reason, before.seconds)
-            self._steps[index] = StepRow(index, before.sigma, before.computed, before.reason, before.seconds + seconds)
+                before = replace(before, computed=True, reason=reason)
+            self._steps[index] = replace(before, seconds=before.seconds + seconds)
 
     def weigh(self, where: tuple[str, str], branch_bytes: int, all_bytes: int) -> None:
         """What the snapshots take now."""
         account = self._branches.setdefault(where, _Account())
         account.peak_bytes = max(account.peak_bytes, branch_bytes)
         self.peak_bytes = max(self.peak_bytes, all_bytes)
+
+    @property
+    def lowest_signal(self) -> float | None:
+        """The least that was measured; None if nothing was."""
+        signals = [step.signal for step in self._steps.values() if step.signal is not None and isfinite(step.signal)]
+        return min(signals, default=None)
 
     def reasons(self) -> Counter[str]:
         """Why calls were computed, over all branches."""
@@ -238,6 +257,15 @@ class _Account:
         self.reasons: Counter[str] = Counter()
         self.skipped = 0
         self.peak_bytes = 0
+
+
+def _spread(values: Sequence[float]) -> str:
+    """The distribution of sorted values in words."""
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
+    quarters = quantiles(values, n=4, method="inclusive")
+    named = zip(("lowest", "25 %", "median", "75 %", "highest"), (values[0], *quarters, values[-1]), strict=True)
+    return ", ".join(f"{name} {value:.3g}" for name, value in named)
 
 
 def _median(seconds: list[float]) -> float | None:

@@ -91,6 +91,40 @@ class OutputSite:
         return replace(blanks[0], lambda blank: predict(next(slots), None, blank.dtype))
 
 
+class LatentSite(OutputSite):
+    """The whole denoiser, like `output`; what is predicted is what it adds to its input, so that this still counts.
+
+    Args:
+        latent: finds the input among the arguments of a call.
+    """
+
+    name = "latent"
+
+    def __init__(self, latent: Callable[[Any, Any], Tensor | None]) -> None:
+        self._latent = latent
+
+    def compute(
+        self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, dtype: torch.dtype | None, *, keep: bool
+    ) -> tuple[Any, Values]:
+        before = self._latent(args, kwargs)
+        before = None if before is None else before.detach().clone() if keep else before
+        result = inner(*args, **kwargs)
+        (after, *more) = tensors(result)
+        if before is None or before.shape != after.shape or more:
+            raise MisfitError("what it returns is not of the shape of its input", result)
+        if not keep:
+            return result, ()
+        blanks[0] = _blank(result)
+        wide = torch.promote_types(after.dtype, dtype or after.dtype)
+        return result, (torch.sub(after.detach().to(wide), before).to(dtype or after.dtype),)
+
+    def skip(self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, predict: Predict) -> Any:
+        if 0 not in blanks:
+            raise UnfitError("no computed step has shown what it returns")
+        base = self._latent(args, kwargs)
+        return replace(blanks[0], lambda blank: predict(0, base, blank.dtype))
+
+
 class SpanSite:
     """One or more stacks of blocks: what they change is predicted, and the rest of the denoiser runs.
 

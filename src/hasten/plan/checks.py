@@ -97,13 +97,42 @@ def _masked(cache: Cache, steps: int | None) -> Iterator[Conflict]:
         return
     if 0 not in cache.mask:
         yield Conflict("cache.mask", "step 0 has to be computed: there is nothing yet to predict it from")
-    for name in ("interval", "first_enhance"):
+    for name in ("interval", "first_enhance", "retention"):
         if getattr(cache, name) is not None:
             yield Conflict(
                 f"cache.{name}",
                 "cache.mask already says which steps are computed; give one or the other",
                 ("cache.mask",),
             )
+
+
+# What each policy takes beside what all of them take.
+_TAKES: dict[str, frozenset[str]] = {
+    "interval": frozenset({"interval", "mask"}),
+    "mask": frozenset({"mask"}),
+    "accumulate": frozenset({"mask", "signal", "threshold", "max_skips", "max_total_skips", "polynomial", "branches"}),
+    "compare": frozenset({"mask", "signal", "threshold", "max_skips", "max_total_skips", "max_drift", "branches"}),
+    "table": frozenset({"mask", "threshold", "max_skips", "max_total_skips", "ratios", "branches"}),
+}
+
+
+def _policy(cache: Cache, steps: int | None) -> Iterator[Conflict]:
+    from hasten.caching.methods import METHODS
+
+    policy = cache.policy or METHODS[cache.method].policy
+    whose = f"policy {policy!r}" + ("" if cache.policy else f" of method {cache.method!r}")
+    for name in sorted(frozenset.union(*_TAKES.values()) - _TAKES[policy]):
+        if getattr(cache, name) is not None:
+            able = [other for other, takes in _TAKES.items() if name in takes]
+            yield Conflict(
+                f"cache.{name}",
+                f"has no effect with {whose}; it needs policy: {' or '.join(able)}",
+                ("cache.policy" if cache.policy else "cache.method",),
+            )
+    if cache.policy == "mask" and cache.mask is None:
+        yield Conflict("cache.policy", "policy 'mask' needs cache.mask: the steps to compute")
+    if cache.policy == "interval" and cache.mask is not None:
+        yield Conflict("cache.policy", "cache.mask already says which steps are computed", ("cache.mask",))
 
 
 def _place(cache: Cache, steps: int | None) -> Iterator[Conflict]:
@@ -113,15 +142,17 @@ def _place(cache: Cache, steps: int | None) -> Iterator[Conflict]:
 
 
 def _prediction(cache: Cache, steps: int | None) -> Iterator[Conflict]:
-    reuses = "predictor" if cache.predictor == "reuse" else "method" if _reuse_method(cache) else None
+    reuses = "predictor 'reuse'" if cache.predictor == "reuse" else None
+    if _reuse_method(cache):
+        reuses = f"method {cache.method!r}"
     if reuses:
         for name in ("order", "coordinate", "damping", "max_amplification"):
             value = getattr(cache, name)
             if value is not None and not (name == "order" and value == 0):
                 yield Conflict(
                     f"cache.{name}",
-                    f"has no effect with {reuses} 'reuse', which extrapolates nothing",
-                    (f"cache.{reuses}",),
+                    f"has no effect with {reuses}, which extrapolates nothing",
+                    (f"cache.{reuses.split()[0]}",),
                 )
     if cache.predictor == "taylor" and cache.max_amplification is not None:
         yield Conflict(
@@ -138,7 +169,9 @@ def _prediction(cache: Cache, steps: int | None) -> Iterator[Conflict]:
 
 
 def _reuse_method(cache: Cache) -> bool:
-    return cache.method == "reuse" and cache.predictor is None
+    from hasten.caching.methods import METHODS
+
+    return METHODS[cache.method].predictor == "reuse" and cache.predictor is None
 
 
 def _steps(steps: list[int]) -> str:
@@ -149,6 +182,7 @@ _CHECKS: tuple[Callable[[Cache, int | None], Iterator[Conflict]], ...] = (
     _history,
     _length,
     _masked,
+    _policy,
     _place,
     _prediction,
 )

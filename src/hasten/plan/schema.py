@@ -63,7 +63,7 @@ class Cache(Section):
 
     short_form = "method"
 
-    method: Annotated[Literal["taylorseer", "reuse"], BeforeValidator(as_name)] = "taylorseer"
+    method: Annotated[Literal["taylorseer", "reuse", "easycache", "magcache"], BeforeValidator(as_name)] = "taylorseer"
     interval: Whole | None = Field(default=None, ge=1)
     """One step in every `interval` steps is computed; 1 skips nothing."""
     order: Whole | None = Field(default=None, ge=0, le=8)
@@ -72,8 +72,9 @@ class Cache(Section):
     """So many steps at the start are all computed."""
     cooldown: Whole | None = Field(default=None, ge=0)
     """So many steps at the end are all computed."""
-    site: Annotated[Literal["output", "residual", "span"], BeforeValidator(as_name)] | None = None
-    """What is left out on a skipped step: all of the denoiser, its stack of blocks, or a span of that stack."""
+    site: Annotated[Literal["output", "latent", "residual", "span"], BeforeValidator(as_name)] | None = None
+    """What is left out on a skipped step: all of the denoiser (`latent`: and what is predicted is what it adds to its
+    input), its stack of blocks, or a span of that stack."""
     span: tuple[Annotated[Whole, Field(ge=0)], Annotated[Whole, Field(ge=0)]] | None = None
     """With site `span`: so many first and so many last blocks keep running."""
     predictor: Annotated[Literal["reuse", "poly", "taylor"], BeforeValidator(as_name)] | None = None
@@ -89,7 +90,29 @@ class Cache(Section):
     mask: Annotated[list[Annotated[Whole, Field(ge=0)]], BeforeValidator(ascending)] | None = Field(
         default=None, min_length=1
     )
-    """The computed steps, one by one, in place of interval and first_enhance."""
+    """The computed steps, one by one, in place of interval and first_enhance. An adaptive policy may compute more."""
+    policy: (
+        Annotated[Literal["interval", "mask", "accumulate", "compare", "table"], BeforeValidator(as_name)] | None
+    ) = None
+    """What decides: fixed steps (`interval`, `mask`, `table`), or a measured `signal` (`accumulate`, `compare`)."""
+    signal: Annotated[Literal["input", "estimate"], BeforeValidator(as_name)] | None = None
+    """What `accumulate` and `compare` measure at each step."""
+    threshold: Number | None = Field(default=None, ge=0)
+    """How much may change before a step is computed."""
+    retention: Number | None = Field(default=None, ge=0, le=1)
+    """This share of the run's steps is computed at its start, if that is more than `first_enhance`."""
+    max_skips: Whole | None = Field(default=None, ge=0)
+    """So many steps in a row are skipped at most."""
+    max_total_skips: Whole | None = Field(default=None, ge=0)
+    """So many steps of a run are skipped at most."""
+    max_drift: Number | None = Field(default=None, gt=0)
+    """With policy `compare`: the most that the differences since the last computed step may sum to."""
+    polynomial: list[Number] | None = Field(default=None, min_length=1)
+    """With policy `accumulate`: this function of the signal is summed; coefficients, highest power first."""
+    ratios: list[Annotated[Number, Field(gt=0)]] | None = Field(default=None, min_length=2)
+    """With policy `table`: for each step, the size of the cached residual by that of the step before."""
+    branches: Annotated[Literal["shared", "own"], BeforeValidator(as_name)] | None = None
+    """Whether the first branch of a step decides for all of them, or each for itself."""
     size: Number | None = Field(default=None, gt=0)
     """The ceiling for stored snapshots in MiB."""
     store_dtype: Annotated[Literal["model", "fp32", "bf16", "fp16"], BeforeValidator(as_dtype)] | None = None
