@@ -110,9 +110,9 @@ def _masked(cache: Cache, steps: int | None) -> Iterator[Conflict]:
 _TAKES: dict[str, frozenset[str]] = {
     "interval": frozenset({"interval", "mask"}),
     "mask": frozenset({"mask"}),
-    "accumulate": frozenset({"mask", "signal", "threshold", "max_skips", "max_total_skips", "polynomial", "branches"}),
-    "compare": frozenset({"mask", "signal", "threshold", "max_skips", "max_total_skips", "max_drift", "branches"}),
-    "table": frozenset({"mask", "threshold", "max_skips", "max_total_skips", "ratios", "branches"}),
+    "accumulate": frozenset({"mask", "signal", "threshold", "max_skips", "max_total_skips", "polynomial"}),
+    "compare": frozenset({"mask", "signal", "threshold", "max_skips", "max_total_skips", "max_drift"}),
+    "table": frozenset({"mask", "threshold", "max_skips", "max_total_skips", "ratios"}),
 }
 
 
