@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hasten.zoo.architecture import PREFIX_TOKENS, TEMPLATE, build_tokenizer, build_transformer, build_vae
+from hasten.zoo.family import PROBED, pack, unpack
+from hasten.zoo.qwen import PREFIX_TOKENS, TEMPLATE, FlatVAE, Qwen, build_tokenizer, build_transformer, build_vae
+from hasten.zoo.qwen_denoiser import TrainingQwen, rotary
 from hasten.zoo.recipe import Recipe, train
-from hasten.zoo.train_denoiser import Schedule, Trainer, TrainingDenoiser, pack, rotary, unpack
-from hasten.zoo.train_vae import FlatVAE
-from hasten.zoo.training import flat_then_linear
+from hasten.zoo.sd import StableDiffusion, build_scheduler, build_unet
+from hasten.zoo.train_denoiser import Schedule, Trainer
+from hasten.zoo.training import Optimizer, flat_then_linear
 
 TINY = Recipe(
     vae_steps=2,
@@ -50,6 +52,22 @@ def test_the_recipe_ends_in_a_pipeline_and_goes_on_where_it_stopped(tmp_path: Pa
     assert image.size == (128, 128)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' DPM-Solver on numpy 2
+def test_the_other_family_ends_in_its_pipeline(tmp_path: Path) -> None:
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    recipe = replace(TINY, family="scenes-sd", width=32, layers=1, denoiser=Schedule(low_steps=0, high_steps=1))
+    pipeline = train(tmp_path, recipe, quiet=True)
+    pipe = StableDiffusionPipeline.from_pretrained(pipeline, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.safety_checker is None
+    assert pipe.unet.config.sample_size * pipe.vae_scale_factor == 128
+    images = pipe(["a red circle", "a star"], num_inference_steps=2, output_type="np").images
+    assert images.shape == (2, 128, 128, 3)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    assert pipe("a red circle", num_inference_steps=2).images[0].size == (128, 128)
+
+
 def test_the_prompt_templates_prefix_is_what_the_pipeline_drops() -> None:
     tokenizer = build_tokenizer()
     prefix, suffix = TEMPLATE.split("{}")
@@ -64,7 +82,7 @@ def test_training_computes_what_diffusers_computes() -> None:
     model = build_transformer(64, 4)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    training = TrainingDenoiser(build_transformer(64, 4), dtype=torch.float32, compiled=False)
+    training = TrainingQwen(build_transformer(64, 4), dtype=torch.float32, compiled=False)
     training.model.load_state_dict(model.state_dict())
     noisy, sigma, text = torch.randn(2, 256, 16), torch.rand(2), torch.randn(2, 32, 128)
     mask = torch.arange(32) < torch.tensor([[20], [32]])
@@ -75,6 +93,64 @@ def test_training_computes_what_diffusers_computes() -> None:
             img_shapes=[[(1, 16, 16)]] * 2, return_dict=False,
         )[0]  # fmt: skip
     assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_training_unet_computes_what_diffusers_computes() -> None:
+    torch.manual_seed(0)
+    model = build_unet(32)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    training = StableDiffusion().training_denoiser(build_unet(32), torch.float32)
+    training.model.load_state_dict(model.state_dict())
+    noisy, time, text = torch.randn(2, 256, 8), torch.tensor([999, 5]), torch.randn(2, 32, 128)
+    with torch.no_grad():
+        ours, probe = training(noisy, time, text, torch.ones(2, 32, dtype=torch.bool))
+        theirs = model(unpack(noisy, 1), time, encoder_hidden_states=text).sample
+    assert torch.allclose(unpack(ours, 1), theirs, atol=1e-5)
+    assert probe.shape == (2, 256, PROBED)
+
+
+def test_normalised_latents_have_mean_0_and_deviation_1_and_mean_the_same_picture() -> None:
+    torch.manual_seed(0)
+    flat = StableDiffusion().training_vae(StableDiffusion().build_vae())
+    pixels = torch.rand(4, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latents, log_variance = flat.encode(pixels)
+        mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+        picture = flat.decode(latents)
+        StableDiffusion().finish_vae(flat, mean, std)
+        normalised, smaller = flat.encode(pixels)
+        assert torch.allclose(normalised.mean((0, 2, 3)), torch.zeros(8), atol=1e-4)
+        assert torch.allclose(normalised.std((0, 2, 3)), torch.ones(8), atol=1e-4)
+        assert torch.allclose(smaller + 2 * std.log()[:, None, None], log_variance, atol=1e-4)
+        assert torch.allclose(flat.decode(normalised), picture, atol=1e-3)
+
+
+def test_the_noise_goes_all_the_way_down() -> None:
+    family, x = StableDiffusion(), torch.zeros(4, 256, 8)
+    torch.manual_seed(0)
+    noised = family.add_noise(x)
+    kept = build_scheduler().alphas_cumprod[noised.level, None, None]
+    assert torch.allclose(noised.noisy, (1 - kept).sqrt() * noised.target / kept.sqrt(), atol=1e-4)  # of nothing
+    assert build_scheduler().alphas_cumprod[-1] == 0
+
+
+def test_every_byte_is_a_clip_token() -> None:
+    tokenizer = StableDiffusion().build_tokenizer()
+    assert tokenizer("a red circle", padding="max_length").input_ids[-1] == tokenizer.eos_token_id
+    assert len(tokenizer("a red circle").input_ids) == 5
+    assert tokenizer.decode(tokenizer("红色的圆 🙂").input_ids, skip_special_tokens=True).strip() == "红色的圆 🙂"
+
+
+def test_kernels_of_convolutions_are_matrices_to_muon() -> None:
+    convolution = torch.nn.Conv2d(16, 32, 3)
+    before = convolution.weight.detach().clone()
+    optimizer = Optimizer(convolution.named_parameters())
+    convolution(torch.randn(1, 16, 8, 8)).square().mean().backward()
+    optimizer.step(1.0)
+    change = (convolution.weight - before).flatten(1)
+    assert convolution.weight.grad is None
+    assert torch.linalg.cond(change.double()) < 10  # orthogonalised: no direction is neglected
 
 
 def test_flat_convolutions_are_the_videos_for_one_frame() -> None:
@@ -102,19 +178,17 @@ def test_packing_is_the_pipelines() -> None:
     from diffusers import QwenImagePipeline
 
     latents = torch.randn(2, 4, 32, 32)
-    packed = pack(latents)
+    packed = pack(latents, 2)
     assert torch.equal(packed, QwenImagePipeline._pack_latents(latents, 2, 4, 32, 32))
-    assert torch.equal(unpack(packed, 16), latents)
+    assert torch.equal(unpack(packed, 2), latents)
 
 
 def test_a_trainers_state_survives_saving(tmp_path: Path) -> None:
-    trainer = Trainer(None, "cpu", 0, 64, 4, compiled=False)  # type: ignore[arg-type]
-    trainer.step = 7
-    trainer.save(tmp_path)
-    other = Trainer(None, "cpu", 1, 64, 4, compiled=False)  # type: ignore[arg-type]
+    trainer = Trainer(Qwen(), tmp_path, "cpu", 0, (64, 4), compiled=False)
+    trainer.save(7)
+    other = Trainer(Qwen(), tmp_path, "cpu", 1, (64, 4), compiled=False)
     assert not torch.equal(other.master.model.img_in.weight, trainer.master.model.img_in.weight)
-    other.load(tmp_path)
-    assert other.step == 7
+    assert other.load() == 7
     assert torch.equal(other.master.model.img_in.weight, trainer.master.model.img_in.weight)
     assert not list(tmp_path.glob("*.partial"))
 

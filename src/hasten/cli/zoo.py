@@ -15,7 +15,7 @@ from hasten.errors import HastenError
 
 app = typer.Typer(no_args_is_help=True)
 
-TRAINABLE = ("scenes-qwen",)
+TRAINABLE = ("scenes-qwen", "scenes-sd")
 
 
 @app.callback()
@@ -78,7 +78,7 @@ def train(
     from hasten.zoo.recipe import train as run
     from hasten.zoo.scenes import VOCABULARIES
 
-    recipe = Recipe.for_device(resolve_device(device).type, workers)
+    recipe = Recipe.for_device(name, resolve_device(device).type, workers)
     if vocabulary and vocabulary not in VOCABULARIES:
         raise HastenError(f"--vocabulary {vocabulary}: there are {' and '.join(VOCABULARIES)}")
     schedule: dict[str, Any] = {"low_steps": low_steps, "high_steps": high_steps}

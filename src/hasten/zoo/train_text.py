@@ -8,40 +8,17 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from hasten.zoo.architecture import PREFIX_TOKENS, TEMPLATE, TEXT_WIDTH, build_text_encoder
+from hasten.zoo.family import TEXT_WIDTH, Family
 from hasten.zoo.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Vocabulary, arrange, caption, sample_scene
-from hasten.zoo.training import LossCurve, Optimizer, flat_then_linear, progress, save_checkpoint
+from hasten.zoo.training import FileCheckpoint, Optimizer, Run, flat_then_linear
 
 GRID = 8
-MAX_TEXT_TOKENS = 32  # of a caption with the template's suffix
-
-
-def tokenize(
-    tokenizer: Qwen2Tokenizer, prompts: list[str], length: int = MAX_TEXT_TOKENS
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids, int64 [batch, 34 + length], and the mask of valid text tokens, bool [batch, length]; padded right."""
-    pad = tokenizer.pad_token_id
-    rows = [tokenizer(TEMPLATE.format(prompt)).input_ids for prompt in prompts]
-    too_long = max(len(row) for row in rows) - PREFIX_TOKENS
-    if too_long > length:
-        raise ValueError(f"a caption takes {too_long} tokens, at most {length} fit")
-    ids = torch.tensor([row + [pad] * (PREFIX_TOKENS + length - len(row)) for row in rows])
-    lengths = torch.tensor([len(row) - PREFIX_TOKENS for row in rows])
-    return ids, torch.arange(length) < lengths[:, None]
-
-
-def encode(encoder: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor) -> torch.Tensor:
-    """The hidden states that QwenImagePipeline hands to its denoiser: [batch, length, TEXT_WIDTH].
-
-    The encoder is causal, so padding on the right needs no mask.
-    """
-    return encoder.model.language_model(input_ids=ids, use_cache=False).last_hidden_state[:, PREFIX_TOKENS:]
 
 
 class LayoutHead(nn.Module):
@@ -86,47 +63,37 @@ def layout_targets(scenes: list[Scene]) -> tuple[torch.Tensor, ...]:
 
 def train_text(
     folder: Path,
-    tokenizer: Qwen2Tokenizer,
+    family: Family,
+    tokenizer: Any,
     vocabulary: Vocabulary,
     steps: int = 1500,
     batch: int = 96,
     device: str = "cpu",
     seed: int = 0,
     quiet: bool = False,
-) -> Qwen2_5_VLForConditionalGeneration:
+) -> Any:
     """Train, or go on training, the text encoder; checkpoints and `text.csv` are kept in `folder`."""
     torch.manual_seed(seed)
-    encoder = build_text_encoder(tokenizer).to(device)
+    encoder = family.build_text_encoder(tokenizer).to(device)
     head = LayoutHead().to(device)
-    parts = nn.ModuleDict({"language": encoder.model.language_model, "head": head})
+    parts = nn.ModuleDict({"language": family.language(encoder), "head": head})
     optimizer = Optimizer(parts.named_parameters(), muon_lr=3e-3, adam_lr=2e-3)
-    checkpoint, start, curve = folder / "text.pt", 0, LossCurve(folder / "text.csv")
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True, map_location=device)
-        parts.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        start = saved["step"]
-    rng = random.Random(seed + start)
-    for step, say in progress("text", start, steps, quiet):
+    checkpoint = FileCheckpoint(folder / "text.pt", parts, optimizer, device)
+    run = Run("text", folder, steps, checkpoint, (25, 250), quiet=quiet)
+    rng = random.Random(seed + run.start)
+    for step in run:
         # A cell that two-object captions without a relation leave open cannot be known: such scenes are left out here.
         scenes = [sample_scene(rng, vocabulary) for _ in range(batch)]
         scenes = [scene for scene in scenes if len(scene.things) != 2 or scene.relation]
-        ids, mask = tokenize(tokenizer, [caption(scene, rng) for scene in scenes])
-        answers = head(encode(encoder, ids.to(device)).float(), mask.to(device))
+        ids, mask = family.tokenize(tokenizer, [caption(scene, rng) for scene in scenes])
+        answers = head(family.encode(encoder, ids.to(device)).float(), mask.to(device))
         targets = [target.to(device) for target in layout_targets(scenes)]
         losses = [F.cross_entropy(a.flatten(0, 1), t.flatten()) for a, t in zip(answers, targets, strict=True)]
         loss = torch.stack(losses).sum()
         loss.backward()
         nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         optimizer.step(flat_then_linear(step, steps))
-        if step % 25 == 24 or step + 1 == steps:
-            occupied = targets[0] > 0
-            right = (answers[0].argmax(-1) == targets[0]) & (answers[1].argmax(-1) == targets[1])
-            accuracy = right[occupied].float().mean().item()
-            curve.add({"step": step + 1, "loss": loss.item(), "accuracy": accuracy})
-            say(f"loss {loss.item():.4f}  objects {accuracy:.1%}")
-        if step % 250 == 249 or step + 1 == steps:
-            save_checkpoint(
-                checkpoint, {"model": parts.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            )
+        occupied = targets[0] > 0
+        right = (answers[0].argmax(-1) == targets[0]) & (answers[1].argmax(-1) == targets[1])
+        run.note(loss=loss.item(), accuracy=right[occupied].float().mean().item())
     return encoder
