@@ -260,3 +260,33 @@ def test_easycache_predicts_what_the_denoiser_adds_to_its_input() -> None:
     gain = (outputs[1] - outputs[0]).abs().mean() / (inputs[1] - inputs[0]).abs().mean()
     signal = gain * (inputs[2] - inputs[1]).abs().mean() / outputs[1].abs().mean()
     assert handle.report().steps[2].signal == pytest.approx(float(signal))
+
+
+@pytest.mark.parametrize("predictor", ["hermite", "ab2", "foca", "chebyshev", "dmd"])
+@pytest.mark.parametrize("more", [{}, {"trust": 0.25, "low_order": 0}])
+def test_every_predictor_works_at_every_site(site: str, predictor: str, more: dict[str, Any]) -> None:
+    loop = Loop()
+    reference = loop()
+    with accelerate(loop, predictor=predictor, site=site, interval=2, max_amplification=9, **more) as handle:
+        result = loop()
+    assert kinds(handle) == "CCCsCsCsCsCC"
+    assert result.isfinite().all()
+    assert not torch.equal(result, reference)
+    assert torch.equal(loop(), reference)
+
+
+def test_two_bands_say_which_frequencies_they_mean() -> None:
+    class Picture(Denoiser):
+        def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+            return super().forward(sample.movedim(1, -1), timestep).movedim(-1, 1)
+
+    model = Picture()
+    with accelerate(model, "freqca", site="output", interval=2) as handle:
+        for k in range(8):
+            handle.step(k, total=8)
+            assert model(tiny.noise(1, 4, 6, 8), torch.tensor(1.0)).isfinite().all()
+    assert "low frequencies of 4 × 6 × 8 values are taken over the 6 × 8 grid" in str(handle.report())
+    loop = Loop()
+    with accelerate(loop, "freqca", interval=2) as handle:
+        loop()
+    assert "along the line of tokens (no grid is known)" in str(handle.report())

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
+from hasten.caching import fits, predictors
 from hasten.caching.methods import METHODS, resolve
+from hasten.caching.prediction import KINDS, Moment
 from hasten.errors import PlanError
 from hasten.plan import Cache
 
 
 def test_every_method_of_the_plan_exists_and_has_a_summary() -> None:
+    assert get_args(Cache.model_fields["method"].annotation) == tuple(METHODS)
     for name in METHODS:
         assert Cache(method=name).method == name  # type: ignore[arg-type]
         assert METHODS[name].name == name
@@ -48,20 +52,80 @@ def test_a_misspelt_key_is_refused() -> None:
 
 
 def test_weights_know_their_coordinate() -> None:
-    where = ((8, 4), 10, (0.6, 0.8), 0.55)
-    assert resolve({"coordinate": "index", "damping": 1}).weights(*where) == (1.5, -0.5)
-    assert resolve({"coordinate": "sigma", "damping": 1}).weights(*where) == pytest.approx((1.25, -0.25))
-    assert resolve({"coordinate": "sigma", "damping": 0.5}).weights(*where) == pytest.approx((1.125, -0.125))
-    assert resolve({"method": "reuse"}).weights(*where) == (1.0,)
+    where = Moment((8, 4), 10, (0.6, 0.8), 0.55)
+    assert resolve({"coordinate": "index", "damping": 1}).weights(where) == (1.5, -0.5)
+    assert resolve({"coordinate": "sigma", "damping": 1}).weights(where) == pytest.approx((1.25, -0.25))
+    assert resolve({"coordinate": "sigma", "damping": 0.5}).weights(where) == pytest.approx((1.125, -0.125))
+    assert resolve({"method": "reuse"}).weights(where) == (1.0,)
 
 
 def test_the_published_recursion_forms_no_derivative_during_warm_up() -> None:
     settings = resolve({"predictor": "taylor", "order": 2, "first_enhance": 3})
     # At step 3 only the derivative of step 2 exists; from step 6 on there are two of them.
-    assert settings.weights((2, 1, 0), 3, (0.9, 0.95, 1.0), 0.85) == (2.0, -1.0, 0.0)
-    assert settings.weights((6, 2, 1), 7, (0.6, 0.9, 0.95), 0.5)[2] != 0
+    assert settings.weights(Moment((2, 1, 0), 3, (0.9, 0.95, 1.0), 0.85)) == (2.0, -1.0, 0.0)
+    assert settings.weights(Moment((6, 2, 1), 7, (0.6, 0.9, 0.95), 0.5))[2] != 0
 
 
 def test_methods_are_listed_without_torch() -> None:
     code = "import sys; from hasten.caching import METHODS, resolve; resolve({}); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    [
+        ("hicache", {"predictor": "hermite", "order": 2, "sigma_scale": 0.5, "interval": 7, "snapshots": 3}),
+        ("foca", {"predictor": "foca", "coordinate": "index", "interval": 6, "snapshots": 3}),
+        ("ab-cache", {"predictor": "ab2", "coordinate": "index", "snapshots": 3}),
+        ("dmd", {"predictor": "dmd", "snapshots": 6}),
+        ("spectrum", {"predictor": "chebyshev", "order": 4, "ridge": 0.1, "first_enhance": 5, "snapshots": 8}),
+        ("freqca", {"predictor": "hermite", "order": 2, "low_order": 0, "cut": 0.1, "interval": 6, "snapshots": 3}),
+        ("taylorcache", {"predictor": "taylor", "order": 2, "low_order": 1, "cut": 0.1, "snapshots": 3}),
+    ],
+)
+def test_the_published_defaults(method: str, parts: dict[str, object]) -> None:
+    settings = resolve({"method": method})
+    assert {name: getattr(settings, name) for name in parts} == parts
+    assert settings.damping == 1
+    assert METHODS[method].paper
+
+
+def test_the_methods_predict_what_their_formulas_say() -> None:
+    moment = Moment((20, 14, 8), 22, (0.4, 0.6, 0.8), 0.35, total=50)
+    steps = (moment.indices, moment.index)
+    expected = {
+        "hicache": predictors.hermite(*steps, 2, 0.5),
+        "foca": predictors.foca(*steps),
+        "ab-cache": predictors.ab2(*steps),
+        "spectrum": fits.chebyshev(*steps, 50),
+        "taylorcache": predictors.taylor(*steps, 2),
+    }
+    assert {name: resolve({"method": name}).weights(moment) for name in expected} == expected
+    assert resolve({"method": "freqca"}).weights(moment) == expected["hicache"]
+    assert resolve({"method": "freqca"}).low_weights(moment) == (1.0,)
+    assert resolve({"method": "taylorcache"}).low_weights(moment) == predictors.taylor(*steps, 1)
+    assert resolve({"method": "taylorcache", "low_order": 2}).low_weights(moment) is None
+    assert resolve({"predictor": "foca"}).weights(moment) == predictors.foca(moment.sigmas, moment.sigma)
+
+
+def test_data_is_looked_at_only_by_those_that_need_it() -> None:
+    asked = []
+
+    def gram() -> list[list[float]]:
+        asked.append(1)
+        return [[float(i == j) for j in range(4)] for i in range(4)]
+
+    moment = Moment((8, 6, 4, 2), 9, (0.4, 0.6, 0.7, 0.8), 0.35, gram=gram)
+    for predictor in KINDS:
+        resolve({"predictor": predictor}).weights(moment)
+    assert len(asked) == 1
+    resolve({"predictor": "poly", "trust": 0.25}).weights(moment)
+    assert len(asked) == 2
+
+
+def test_every_predictor_says_in_words_what_it_does() -> None:
+    assert resolve({"method": "freqca"}).predictor_text == (
+        "hermite of order 2 in index, low frequencies (up to 0.1) reused"
+    )
+    assert resolve({"predictor": "dmd", "trust": 0.25}).predictor_text == "dmd in index, trust 0.25"
+    assert resolve({}).predictor_text == "poly of order 2 in sigma, damping 0.75"

@@ -71,6 +71,23 @@ def test_a_value_that_is_not_finite_is_noticed_until_it_is_gone(bad: float) -> N
     assert kept.finite()
 
 
+def test_inner_products_are_taken_once_per_pair_and_follow_what_is_kept() -> None:
+    kept = History()
+    values = [(torch.randn(5), torch.tensor([7]), torch.randn(2, 3)) for _ in range(4)]
+    for index, snapshot in enumerate(values):
+        kept.add(index, snapshot)
+        kept.trim(3)
+        held = [
+            torch.cat([one.double(), two.double().flatten()]) for one, _, two in values[max(index - 2, 0) : index + 1]
+        ]
+        expected = torch.stack(held[::-1]) @ torch.stack(held[::-1]).T
+        assert torch.allclose(torch.tensor(kept.gram(), dtype=torch.float64), expected)
+    kept.trim(1)
+    assert kept.gram() == [[pytest.approx(float(held[-1] @ held[-1]))]]
+    kept.cast(torch.bfloat16)
+    assert kept.gram()[0][0] != pytest.approx(float(held[-1] @ held[-1]), rel=1e-6)
+
+
 def test_casting_changes_floats_only() -> None:
     kept = History()
     kept.add(0, (torch.randn(3), torch.tensor([7])))

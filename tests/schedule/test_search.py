@@ -51,12 +51,13 @@ def test_the_error_is_that_of_an_integration_written_out(forecast: Forecast) -> 
 
 def test_weights_are_those_of_the_cache() -> None:
     from hasten.caching.methods import resolve
+    from hasten.caching.prediction import Moment
 
     forecast = Forecast(2, 0.75)
     settings = resolve(load_plan({"cache": forecast.section((0, 2, 5))}).cache)
-    assert settings.weights((5, 2, 0), 7, (0.6, 0.8, 1.0), 0.4) == forecast.weights((0.6, 0.8, 1.0), 0.4)
+    assert settings.weights(Moment((5, 2, 0), 7, (0.6, 0.8, 1.0), 0.4)) == forecast.weights((0.6, 0.8, 1.0), 0.4)
     reuse = resolve(load_plan({"cache": Forecast(0).section((0, 2))}).cache)
-    assert reuse.weights((2, 0), 3, (0.6, 1.0), 0.4) == predictors.reuse((0.6, 1.0), 0.4)
+    assert reuse.weights(Moment((2, 0), 3, (0.6, 1.0), 0.4)) == predictors.reuse((0.6, 1.0), 0.4)
 
 
 def test_a_run_with_every_step_computed_has_no_error_and_a_better_mask_has_less() -> None:

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from hasten.caching.bands import LowBand, grids_of
 from hasten.caching.budget import Budget
 from hasten.caching.clock import Clock
 from hasten.caching.denoiser import Branch, Denoiser, Port
 from hasten.caching.methods import FIXED, Settings
 from hasten.caching.policies import Decision, every_step, needed
+from hasten.caching.prediction import Moment
 from hasten.caching.report import Book, Report
 from hasten.caching.signals import Gauge
 from hasten.caching.sites import Call, MisfitError, OutputSite, Site, UnfitError
@@ -153,7 +155,7 @@ class Cache:
         served = None
         if not verdict.compute:
             try:
-                served = self._skip(branch, index, inner, args, kwargs)
+                served = self._skip(denoiser, branch, index, inner, args, kwargs)
             except UnfitError as unfit:
                 branch.forget()
                 verdict = self._deny(str(unfit), gauge)
@@ -186,13 +188,20 @@ class Cache:
             return "NaN or infinity in a snapshot"
         return None
 
-    def _skip(self, branch: Branch, index: int, inner: Call, args: Any, kwargs: Any) -> _Served:
+    def _skip(self, denoiser: Denoiser, branch: Branch, index: int, inner: Call, args: Any, kwargs: Any) -> _Served:
         assert self.settings is not None
         assert branch.site is not None
         history, sigma = branch.history, self.clock.sigma
         indices = tuple(history.indices)
-        weights = self.settings.weights(indices, index, tuple(map(sigma, indices)), sigma(index))
-        result = branch.site.skip(inner, args, kwargs, branch.blanks, partial(history.predict, weights))
+        where = (indices, index, tuple(map(sigma, indices)), sigma(index))
+        moment = Moment(*where, total=self.clock.total, gram=history.gram)
+        weights, low = self.settings.weights(moment), self.settings.low_weights(moment)
+        band = None
+        if low is not None:
+            band = LowBand(low, self.settings.cut, grids_of(args, kwargs))
+            denoiser.notes |= dict.fromkeys(f"{denoiser.name}: {note}" for note in band.notes(history.values[0]))
+        predict = partial(history.predict, weights, low=band)
+        result = branch.site.skip(inner, args, kwargs, branch.blanks, predict)
         branch.last_index = index
         used = ", ".join(str(anchor) for anchor, weight in zip(indices, weights, strict=False) if weight)
         return _Served(result, False, f"predicted from {used}")

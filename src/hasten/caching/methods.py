@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from hasten.caching import policies, predictors
+from hasten.caching import policies
 from hasten.caching.adaptive import Accumulate, Adaptive, Compare, Table, polynomial, stretched
+from hasten.caching.prediction import KINDS, Coordinate, Prediction, PredictorName
 from hasten.errors import CacheError
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ _FROM_OUTSIDE: tuple[SiteName, ...] = ("output", "latent", "residual", "span")
 _RIVALS: tuple[frozenset[SiteName], ...] = (frozenset({"output", "latent"}), frozenset({"residual", "span"}))
 PolicyName = Literal["interval", "mask", "accumulate", "compare", "table"]
 SignalName = Literal["input", "estimate"]
-PredictorName = Literal["reuse", "poly", "taylor"]
-Coordinate = Literal["sigma", "index"]
 StoreDtype = Literal["model", "fp32", "bf16", "fp16"]
 
 FIXED: tuple[PolicyName, ...] = ("interval", "mask")
@@ -45,7 +44,7 @@ class Method:
         signal: what is measured, for a policy that needs it; see `signals`.
         threshold, max_skips: see `adaptive`.
         site: what a skipped step leaves out.
-        predictor, coordinate, order, damping, max_amplification: see `predictors`.
+        predictor and what follows: see `prediction.Prediction`; a None is the predictor's own default.
     """
 
     name: str
@@ -62,9 +61,16 @@ class Method:
     site: SiteName = "residual"
     predictor: PredictorName = "poly"
     coordinate: Coordinate = "sigma"
-    order: int = 1
+    order: int | None = None
     damping: float = 1.0
     max_amplification: float = 4.0
+    sigma_scale: float = 0.5
+    ridge: float = 0.1
+    blend: float = 0.5
+    trust: float | None = None
+    low_order: int | None = None
+    cut: float = 0.1
+    snapshots: int | None = None
 
 
 METHODS: dict[str, Method] = {
@@ -82,7 +88,59 @@ METHODS: dict[str, Method] = {
             paper="",
             summary="a skipped step repeats the last computed one",
             predictor="reuse",
-            order=0,
+        ),
+        Method(
+            name="hicache",
+            paper="Feng et al. 2025, arXiv 2508.16984",
+            summary="scaled Hermite polynomials in the place of TaylorSeer's powers",
+            interval=7,
+            predictor="hermite",
+            order=2,
+        ),
+        Method(
+            name="foca",
+            paper="Zheng et al. 2025, arXiv 2508.16211",
+            summary="a forecast by BDF2, calibrated by Heun's rule",
+            interval=6,
+            predictor="foca",
+            coordinate="index",
+        ),
+        Method(
+            name="ab-cache",
+            paper="Yu et al. 2025, arXiv 2504.10540",
+            summary="a skipped step goes on as an Adams–Bashforth solver of second order would",
+            predictor="ab2",
+            coordinate="index",
+        ),
+        Method(
+            name="dmd",
+            paper="Schmid 2010; for caching the project hicache-plus-plus",
+            summary="the last computed steps are taken for a few modes that turn and decay",
+            predictor="dmd",
+        ),
+        Method(
+            name="spectrum",
+            paper="Han et al. 2026, arXiv 2603.01623",
+            summary="a ridge regression on Chebyshev polynomials over the run so far",
+            first_enhance=5,
+            predictor="chebyshev",
+        ),
+        Method(
+            name="freqca",
+            paper="Liu et al. 2025, arXiv 2510.08669",
+            summary="low frequencies are reused, high ones predicted by Hermite polynomials of order 2",
+            interval=6,
+            predictor="hermite",
+            order=2,
+            low_order=0,
+        ),
+        Method(
+            name="taylorcache",
+            paper="AngelSlim's TaylorCacheHelper",
+            summary="TaylorSeer in two frequency bands, each of its own order",
+            predictor="taylor",
+            order=2,
+            low_order=1,
         ),
         Method(
             name="easycache",
@@ -94,7 +152,6 @@ METHODS: dict[str, Method] = {
             first_enhance=5,
             site="latent",
             predictor="reuse",
-            order=0,
         ),
         Method(
             name="magcache",
@@ -107,14 +164,13 @@ METHODS: dict[str, Method] = {
             retention=0.2,
             cooldown=0,
             predictor="reuse",
-            order=0,
         ),
     )
 }
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Prediction):
     """A cache section with every field filled.
 
     Attributes:
@@ -144,11 +200,6 @@ class Settings:
     site: SiteName
     site_given: bool
     span: tuple[int, int]
-    predictor: PredictorName
-    coordinate: Coordinate
-    order: int
-    damping: float
-    max_amplification: float
     snapshots: int
     size: float | None
     store_dtype: StoreDtype
@@ -191,34 +242,6 @@ class Settings:
             return Accumulate(*limits, self.threshold, rescale)
         return None
 
-    def weights(
-        self, indices: tuple[int, ...], index: int, sigmas: tuple[float, ...], sigma: float
-    ) -> tuple[float, ...]:
-        """The predictor's weights for one skipped step, newest snapshot first.
-
-        Args:
-            indices, sigmas: where the snapshots lie on the schedule, newest first.
-            index, sigma: where the skipped step lies.
-        """
-        if self.predictor == "reuse":
-            return predictors.reuse(indices, index)
-        if self.predictor == "taylor":
-            gate = self.first_enhance if self.mask is None else 0
-            weights = predictors.taylor(indices, index, self.order, gate)
-        elif self.coordinate == "index":
-            weights = predictors.poly(indices, index, self.order, self.max_amplification)
-        else:
-            weights = predictors.poly(sigmas, sigma, self.order, self.max_amplification)
-        return predictors.damped(weights, self.damping)
-
-    @property
-    def predictor_text(self) -> str:
-        """The predictor in words, as the report shows it."""
-        if self.predictor == "reuse":
-            return "reuse"
-        damping = "" if self.damping == 1 else f", damping {self.damping:g}"
-        return f"{self.predictor} of order {self.order} in {self.coordinate}{damping}"
-
 
 def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
     """Fill a cache section with its method's defaults.
@@ -244,15 +267,19 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
     if cache.policy is None and policy == "interval" and cache.mask is not None:
         policy = "mask"
     predictor: PredictorName = given("predictor")
-    order: int = 0 if predictor == "reuse" else given("order")
-    if cache.order is None and predictor not in ("reuse", method.predictor):
-        order = 1  # the method's own order is that of its own predictor
-    snapshots = order + 1 if cache.snapshots is None else cache.snapshots
-    if snapshots < order + 1:
-        raise CacheError(f"order {order} needs {order + 1} snapshots, not {snapshots}")
+    kind = KINDS[predictor]
+    own = predictor == method.predictor
+    # A method's own numbers are those of its own predictor.
+    wanted = (cache.order, method.order if own else None, kind.order) if "order" in kind.takes else (kind.order,)
+    order = next(degree for degree in wanted if degree is not None)
+    low_order = cache.low_order if cache.low_order is not None or not own else method.low_order
+    degree = max(order, low_order or 0)
+    least, usual = kind.least or degree + 1, kind.usual or degree + 1
+    snapshots = cache.snapshots or (method.snapshots if own else None) or usual
+    if snapshots < least:
+        what = f"order {degree}" if kind.least is None else f"predictor {predictor!r}"
+        raise CacheError(f"{what} needs {least} snapshots, not {snapshots}")
     site: SiteName = given("site")
-    # The published recursion is not damped unless somebody asks for it.
-    damping: float = 1.0 if predictor == "taylor" and cache.damping is None else given("damping")
     return Settings(
         method=method.name,
         policy=policy,
@@ -267,11 +294,17 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
         site_given=cache.site is not None,
         span=(1, 0) if site == "span" and cache.span is None else (cache.span or (0, 0)),
         predictor=predictor,
-        # The published recursion counts steps.
-        coordinate="index" if predictor == "taylor" else given("coordinate"),
+        coordinate=given("coordinate") if "coordinate" in kind.takes else "index",
         order=order,
-        damping=damping,
+        damping=given("damping") if own or cache.damping is not None else 1.0,
         max_amplification=given("max_amplification"),
+        sigma_scale=given("sigma_scale"),
+        ridge=given("ridge"),
+        blend=given("blend"),
+        trust=given("trust"),
+        low_order=low_order,
+        cut=given("cut"),
+        gate=given("first_enhance") if cache.mask is None else 0,
         snapshots=snapshots,
         size=cache.size,
         store_dtype=cache.store_dtype or "model",

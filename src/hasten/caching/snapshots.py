@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
+
+from hasten.caching.bands import LowBand, low_pass
+
+# Inner products are taken piece by piece, so that the wide copies stay small.
+_PIECE = 2**22
 
 
 class History:
@@ -22,6 +28,7 @@ class History:
         self.indices: deque[int] = deque()
         self.values: deque[tuple[Tensor, ...]] = deque()
         self._watched: deque[_Finite] = deque()
+        self._products: deque[list[float]] = deque()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -36,6 +43,7 @@ class History:
         self.indices.appendleft(index)
         self.values.appendleft(values)
         self._watched.appendleft(_Finite(values))
+        self._products.appendleft([])
 
     def trim(self, count: int) -> None:
         """Forget all but the newest `count`."""
@@ -43,9 +51,11 @@ class History:
             self.indices.pop()
             self.values.pop()
             self._watched.pop()
+            self._products.pop()
 
     def cast(self, dtype: torch.dtype) -> None:
         """Keep the snapshots in another number format."""
+        self._products = deque([] for _ in self.values)
         self.values = deque(
             tuple(value.to(dtype) if value.is_floating_point() else value for value in values) for values in self.values
         )
@@ -58,22 +68,53 @@ class History:
         """False once a snapshot is known to hold NaN or infinity."""
         return all(watched.known() for watched in self._watched)
 
-    def predict(self, weights: Sequence[float], slot: int, base: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def gram(self) -> list[list[float]]:
+        """The inner products of all snapshots, newest first, over all values cached at the site.
+
+        Each pair is computed once, when it is first asked for: one row per snapshot, which an accelerator is waited
+        for.
+        """
+        count = len(self)
+        for i, row in enumerate(self._products):
+            if not row:
+                row += torch.stack([_inner(self.values[i], self.values[j]) for j in range(i, count)]).tolist()
+        # Rows go from a snapshot to the older ones; what is older than the oldest that is left counts no more.
+        return [[self._products[min(i, j)][abs(i - j)] for j in range(count)] for i in range(count)]
+
+    def predict(
+        self,
+        weights: Sequence[float],
+        slot: int,
+        base: Tensor | None,
+        dtype: torch.dtype,
+        low: LowBand | None = None,
+    ) -> Tensor:
         """`base + Σ_j w_j · snapshot_j`, accumulated in float32 (or wider) and given back in `dtype`.
 
         Args:
             weights: newest first.
             slot: which of the cached values.
             base: what the values are differences to; None where they are the value itself.
+            low: weights of its own for the low frequencies.
         """
         if not (dtype.is_floating_point or dtype.is_complex):
             return self.values[0][slot].clone()  # indices and flags: there is nothing between two of them
-        terms = [(weight, values[slot]) for weight, values in zip(weights, self.values, strict=False) if weight != 0]
         wide = torch.promote_types(dtype, torch.float32)
+        if low is not None and tuple(low.weights) != tuple(weights):
+            shift = [w_low - w for w_low, w in zip_longest(low.weights, weights, fillvalue=0.0)]
+            mended = low_pass(self._total(shift, slot, None, wide), low.cut, low.grids)
+            return self._total(weights, slot, base, wide).add_(mended).to(dtype)
+        terms = [(weight, values[slot]) for weight, values in zip(weights, self.values, strict=False) if weight != 0]
         if len(terms) == 1 and terms[0][0] == 1:
             # A snapshot as it is: bit for bit, and never the stored tensor itself, which a pipeline may write to.
             newest = terms[0][1]
             return newest.to(dtype, copy=True) if base is None else torch.add(base.to(wide), newest).to(dtype)
+        return self._total(weights, slot, base, wide).to(dtype)
+
+    def _total(self, weights: Sequence[float], slot: int, base: Tensor | None, wide: torch.dtype) -> Tensor:
+        terms = [(weight, values[slot]) for weight, values in zip(weights, self.values, strict=False) if weight != 0]
+        if not terms:
+            return torch.zeros_like(self.values[0][slot], dtype=wide) if base is None else base.to(wide, copy=True)
         (weight, value), *rest = terms
         if base is None:
             total = value.to(wide) * weight
@@ -81,7 +122,19 @@ class History:
             total = torch.add(base.to(wide), value, alpha=weight)
         for weight, value in rest:
             total.add_(value, alpha=weight)
-        return total.to(dtype)
+        return total
+
+
+def _inner(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """`<one, other>`, in float64 where the device has it: snapshots differ by little compared with what they are."""
+    wide = torch.float32 if one[0].device.type == "mps" else torch.float64
+    total = torch.zeros((), dtype=wide, device=one[0].device)
+    for a, b in zip(one, other, strict=True):
+        if a.is_floating_point():
+            pieces = zip(torch.split(a.flatten(), _PIECE), torch.split(b.flatten(), _PIECE), strict=True)
+            for left, right in pieces:
+                total += torch.dot(left.to(wide), right.to(wide)).to(total.device)
+    return total
 
 
 class _Finite:

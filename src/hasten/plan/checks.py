@@ -57,6 +57,8 @@ def _method(plan: Plan) -> Iterator[Conflict]:
 
 
 def _history(cache: Cache, steps: int | None) -> Iterator[Conflict]:
+    if cache.predictor == "chebyshev" or cache.method == "spectrum":
+        return  # a ridge makes do with fewer
     if cache.order is not None and cache.snapshots is not None and cache.snapshots < cache.order + 1:
         needed = f"order {cache.order} needs {cache.order + 1} snapshots"
         yield Conflict("cache.snapshots", f"{needed}, not {cache.snapshots}", ("cache.order",))
@@ -142,36 +144,40 @@ def _place(cache: Cache, steps: int | None) -> Iterator[Conflict]:
 
 
 def _prediction(cache: Cache, steps: int | None) -> Iterator[Conflict]:
-    reuses = "predictor 'reuse'" if cache.predictor == "reuse" else None
-    if _reuse_method(cache):
-        reuses = f"method {cache.method!r}"
-    if reuses:
-        for name in ("order", "coordinate", "damping", "max_amplification"):
-            value = getattr(cache, name)
-            if value is not None and not (name == "order" and value == 0):
-                yield Conflict(
-                    f"cache.{name}",
-                    f"has no effect with {reuses}, which extrapolates nothing",
-                    (f"cache.{reuses.split()[0]}",),
-                )
-    if cache.predictor == "taylor" and cache.max_amplification is not None:
-        yield Conflict(
-            "cache.max_amplification",
-            "has no effect with predictor 'taylor', which keeps its published order",
-            ("cache.predictor",),
-        )
-    if cache.predictor == "taylor" and cache.coordinate == "sigma":
-        yield Conflict(
-            "cache.coordinate",
-            "predictor 'taylor' is the published recursion, which counts steps; predictor 'poly' takes sigma",
-            ("cache.predictor",),
-        )
-
-
-def _reuse_method(cache: Cache) -> bool:
     from hasten.caching.methods import METHODS
+    from hasten.caching.prediction import KINDS, TUNABLE
 
-    return METHODS[cache.method].predictor == "reuse" and cache.predictor is None
+    method = METHODS[cache.method]
+    key = "predictor" if cache.predictor is not None else "method"
+    name = cache.predictor or method.predictor
+    kind, chosen = KINDS[name], f"{key} {getattr(cache, key)!r}"
+    nothing = ", which extrapolates nothing" if name == "reuse" else ""
+    for tuned in TUNABLE:
+        value = getattr(cache, tuned)
+        if value is None or tuned in kind.takes or (tuned == "order" and value == kind.order):
+            continue
+        if tuned == "coordinate" and value in kind.coordinates and not nothing:
+            continue
+        why = f"has no effect with {chosen}{nothing}"
+        if tuned == "coordinate" and not nothing:
+            why = f"{chosen} counts steps; sigma is for {_users('coordinate')}"
+        elif tuned == "max_amplification" and not nothing:
+            why += ", which keeps its published order"
+        elif tuned == "order" and not nothing:
+            why += f", which has the order {kind.order} and no other"
+        yield Conflict(f"cache.{tuned}", why, (f"cache.{key}",))
+    low = cache.low_order if cache.low_order is not None or name != method.predictor else method.low_order
+    if cache.cut is not None and low is None and "cut" in kind.takes:
+        yield Conflict("cache.cut", "has no effect without low_order", ("cache.low_order",))
+    if low and "order" not in kind.takes and "low_order" in kind.takes:
+        why = f"{chosen} has one order; allowed beside it: 0, which reuses"
+        yield Conflict("cache.low_order", why, (f"cache.{key}",))
+
+
+def _users(key: str) -> str:
+    from hasten.caching.prediction import KINDS
+
+    return ", ".join(name for name, kind in KINDS.items() if key in kind.takes)
 
 
 def _steps(steps: list[int]) -> str:

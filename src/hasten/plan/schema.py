@@ -63,7 +63,22 @@ class Cache(Section):
 
     short_form = "method"
 
-    method: Annotated[Literal["taylorseer", "reuse", "easycache", "magcache"], BeforeValidator(as_name)] = "taylorseer"
+    method: Annotated[
+        Literal[
+            "taylorseer",
+            "reuse",
+            "hicache",
+            "foca",
+            "ab-cache",
+            "dmd",
+            "spectrum",
+            "freqca",
+            "taylorcache",
+            "easycache",
+            "magcache",
+        ],
+        BeforeValidator(as_name),
+    ] = "taylorseer"
     interval: Whole | None = Field(default=None, ge=1)
     """One step in every `interval` steps is computed; 1 skips nothing."""
     order: Whole | None = Field(default=None, ge=0, le=8)
@@ -77,14 +92,31 @@ class Cache(Section):
     input), its stack of blocks, or a span of that stack."""
     span: tuple[Annotated[Whole, Field(ge=0)], Annotated[Whole, Field(ge=0)]] | None = None
     """With site `span`: so many first and so many last blocks keep running."""
-    predictor: Annotated[Literal["reuse", "poly", "taylor"], BeforeValidator(as_name)] | None = None
-    """`poly` interpolates in `coordinate`; `taylor` is the published TaylorSeer recursion in the step index."""
+    predictor: (
+        Annotated[
+            Literal["reuse", "poly", "taylor", "hermite", "ab2", "foca", "chebyshev", "dmd"], BeforeValidator(as_name)
+        ]
+        | None
+    ) = None
+    """How a stand-in is made from the last computed values."""
     coordinate: Annotated[Literal["sigma", "index"], BeforeValidator(as_name)] | None = None
-    """What `poly` takes as the position of a step."""
+    """What `poly`, `ab2` and `foca` take as the position of a step; the others count steps."""
     damping: Number | None = Field(default=None, ge=0, le=1)
     """1 trusts the extrapolation in full, 0 is reuse."""
     max_amplification: Number | None = Field(default=None, ge=1)
     """The order falls where the weights' absolute values would sum to more than this."""
+    trust: Number | None = Field(default=None, gt=0, le=1)
+    """Predictions are shrunk as far as a second opinion differs from them; half at a difference of this share."""
+    low_order: Whole | None = Field(default=None, ge=0, le=8)
+    """The order for low spatial frequencies, where they are to have one of their own; 0 reuses them."""
+    cut: Number | None = Field(default=None, gt=0, lt=1)
+    """With `low_order`: frequencies up to this share of the highest are low."""
+    sigma_scale: Number | None = Field(default=None, gt=0, le=1)
+    """The scale of the predictor `hermite`."""
+    ridge: Number | None = Field(default=None, gt=0)
+    """The regularisation of the predictor `chebyshev`."""
+    blend: Number | None = Field(default=None, ge=0, le=1)
+    """With `chebyshev`: the share of the polynomial beside a straight line."""
     snapshots: Whole | None = Field(default=None, ge=1, le=16)
     """How many computed values are kept."""
     mask: Annotated[list[Annotated[Whole, Field(ge=0)]], BeforeValidator(ascending)] | None = Field(
