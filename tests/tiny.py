@@ -112,17 +112,32 @@ def qwen_call(steps: int = 12, batch: int = 1, guided: bool = True, seed: int = 
     return call | more
 
 
-def stable_diffusion(scheduler: Any = None, seed: int = 3) -> StableDiffusionPipeline:
+def unet(layers: int = 2, seed: int = 3, **config: Any) -> UNet2DConditionModel:
+    """Three levels, cross-attention on two of them."""
+    model = UNet2DConditionModel(
+        **{
+            "sample_size": 8,
+            "in_channels": 4,
+            "out_channels": 4,
+            "block_out_channels": (8, 16, 24),
+            "layers_per_block": layers,
+            "norm_num_groups": 4,
+            "cross_attention_dim": 24,
+            "attention_head_dim": 4,
+            "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            **config,
+        }
+    )
+    return random_(model, seed)
+
+
+def stable_diffusion(scheduler: Any = None, seed: int = 3, layers: int = 1) -> StableDiffusionPipeline:
     """A UNet with skip connections: one call a step, guidance in the batch."""
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
+    model = unet(
+        layers,
+        seed,
         block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=24,
-        attention_head_dim=4,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
@@ -134,7 +149,7 @@ def stable_diffusion(scheduler: Any = None, seed: int = 3) -> StableDiffusionPip
         layers_per_block=1,
     )
     pipe = StableDiffusionPipeline(
-        unet=random_(unet, seed),
+        unet=model,
         vae=random_(vae, seed + 1),
         text_encoder=None,
         tokenizer=None,

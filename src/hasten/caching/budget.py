@@ -17,7 +17,7 @@ _FORMATS: dict[StoreDtype, torch.dtype | None] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
-_CHEAPER: dict[SiteName, SiteName] = {"span": "residual", "residual": "output"}
+_CHEAPER: dict[SiteName, SiteName] = {"span": "residual", "residual": "output", "unet_branch": "output"}
 # float16 keeps eight times the precision of bfloat16, as long as the values stay far from its end at 65504.
 _HALF_RANGE = 2.0**13
 

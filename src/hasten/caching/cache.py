@@ -24,6 +24,7 @@ from hasten.caching.prediction import Moment
 from hasten.caching.report import Book, Report
 from hasten.caching.signals import Gauge
 from hasten.caching.sites import Call, MisfitError, OutputSite, Site, UnfitError
+from hasten.caching.trees import fresh
 from hasten.caching.wiring import arguments
 from hasten.errors import CacheError
 
@@ -100,7 +101,7 @@ class Cache:
     def report(self) -> Report:
         """What happened in the last run that called a denoiser."""
         settings = self.settings
-        notes = dict.fromkeys(note for denoiser in self.denoisers for note in denoiser.notes)
+        notes = dict.fromkeys(note for denoiser in self.denoisers for note in denoiser.notes.values())
         if self._budget is not None:
             notes |= dict.fromkeys(self._budget.notes)
         return self._book.report(
@@ -154,9 +155,11 @@ class Cache:
         assert verdict is not None
         served = None
         if not verdict.compute:
+            spare = fresh((args, kwargs))
             try:
                 served = self._skip(denoiser, branch, index, inner, args, kwargs)
             except UnfitError as unfit:
+                args, kwargs = spare
                 branch.forget()
                 verdict = self._deny(str(unfit), gauge)
         # All branches of a step share its fate: a guided difference of a computed and a predicted one is neither.
@@ -213,7 +216,7 @@ class Cache:
         keep = keep and budget.snapshots > 0 and len(denoiser.branches) <= _MOST_BRANCHES
         if keep:
             branch.history.trim(budget.snapshots - 1)  # before the new one is made: the ceiling holds at any moment
-        site = denoiser.site(budget.site, self.settings.span)
+        site = denoiser.site(budget.site, self.settings)
         try:
             result, values = site.compute(inner, args, kwargs, branch.blanks, budget.dtype, keep=keep)
         except UnfitError as unfit:
@@ -233,29 +236,38 @@ class Cache:
         *,
         keep: bool,
     ) -> tuple[Site, Any, tuple[Tensor, ...]]:
-        """The denoiser has no such site: take the one that needs no wiring."""
+        """The denoiser has no such site: take one that it has."""
         assert self.settings is not None
         assert self._budget is not None
-        wanted = self._budget.site
+        wanted, dtype = self._budget.site, self._budget.dtype
+        if wanted != "output" and self.settings.site_given:
+            raise CacheError(
+                f"cache.site: {denoiser.name} ({type(denoiser.module).__name__}) has no site "
+                f"{denoiser.site(wanted, self.settings).name!r}: {unfit}; allowed here: output"
+            ) from None
+        because = f"in place of {wanted}: {unfit}"
+        if wanted == "residual" and not isinstance(unfit, MisfitError):
+            # While the residual is tried the step is computed; from the next one on the deep part of a UNet is tried.
+            below = denoiser.site("unet_branch", self.settings)
+            try:
+                result, values = below.compute(inner, args, kwargs, branch.blanks, dtype, keep=keep)
+                denoiser.notes["site"] = f"{denoiser.name}: site {below.name} {because}"
+                return below, result, values
+            except UnfitError as neither:
+                unfit = neither
         if wanted != "output":
-            if self.settings.site_given:
-                raise CacheError(
-                    f"cache.site: {denoiser.name} ({type(denoiser.module).__name__}) has no site {wanted!r}: {unfit}; "
-                    "allowed here: output"
-                ) from None
-            denoiser.notes[f"{denoiser.name}: site output in place of {wanted}: {unfit}"] = None
-        output = denoiser.site("output", self.settings.span)
+            denoiser.notes["site"] = f"{denoiser.name}: site output {because}"
+        output = denoiser.site("output", self.settings)
         assert isinstance(output, OutputSite)
         if branch.site is not output:
             branch.blanks = {}
-        dtype = self._budget.dtype
         try:
             if isinstance(unfit, MisfitError):
                 values = output.values(unfit.result, branch.blanks, dtype) if keep and wanted != "output" else ()
                 return output, unfit.result, values
             result, values = output.compute(inner, args, kwargs, branch.blanks, dtype, keep=keep)
         except MisfitError as misfit:
-            denoiser.notes[f"{denoiser.name}: every step is computed: {misfit}"] = None
+            denoiser.notes["output"] = f"{denoiser.name}: every step is computed: {misfit}"
             return output, misfit.result, ()
         return output, result, values
 

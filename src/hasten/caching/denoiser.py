@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from hasten.caching.methods import SiteName
+from hasten.caching.branches import BranchSite
+from hasten.caching.methods import Settings, SiteName
 from hasten.caching.patching import CALL, Tap
 from hasten.caching.policies import Decision
 from hasten.caching.signals import Gauge, latent_of
 from hasten.caching.sites import LatentSite, OutputSite, Site, SpanSite
 from hasten.caching.snapshots import History
+from hasten.caching.wiring import ENOUGH
 
 
 class Branch:
@@ -115,7 +117,8 @@ class Denoiser:
         self.name = port.name
         self.module = port.module
         self.branches: dict[str, Branch] = {}
-        self.notes: dict[str, None] = {}
+        self.notes: dict[str, str] = {}
+        """What turned out otherwise than asked for, by what it is about."""
         self.verdict: Decision | None = None
         self.gauge: Gauge | None = None
         self._sites: dict[SiteName, Site] = {}
@@ -137,18 +140,21 @@ class Denoiser:
             if isinstance(site, SpanSite):
                 site.arm()
 
-    def site(self, name: SiteName, span: tuple[int, int]) -> Site:
+    def site(self, name: SiteName, settings: Settings) -> Site:
         """The site of that name, made when it is first asked for."""
         if name not in self._sites:
-            self._sites[name] = self._made(name, span)
+            self._sites[name] = self._made(name, settings)
         return self._sites[name]
 
-    def _made(self, name: SiteName, span: tuple[int, int]) -> Site:
+    def _made(self, name: SiteName, settings: Settings) -> Site:
         if name == "output":
             return OutputSite()
         if name == "latent":
             return LatentSite(self.port.latent)
-        return SpanSite(self.module, *(span if name == "span" else (0, 0)))
+        if name == "unet_branch":
+            # Where nobody asked for this very site it has to save about as much as the one in whose place it stands.
+            return BranchSite(self.module, settings.branch, least=0.0 if settings.site == name else ENOUGH)
+        return SpanSite(self.module, *(settings.span if name == "span" else (0, 0)))
 
     def enter(self, moment: tuple[int, int]) -> Branch:
         """A call at (run, step): the branch that it is."""

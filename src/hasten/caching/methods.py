@@ -18,11 +18,14 @@ from hasten.errors import CacheError
 if TYPE_CHECKING:
     from hasten.plan import Cache
 
-SiteName = Literal["output", "latent", "residual", "span"]
+SiteName = Literal["output", "latent", "residual", "span", "unet_branch"]
 # Outermost first: what a site leaves out, those further down are not asked for.
-_FROM_OUTSIDE: tuple[SiteName, ...] = ("output", "latent", "residual", "span")
+_FROM_OUTSIDE: tuple[SiteName, ...] = ("output", "latent", "residual", "unet_branch", "span")
 # Sites that would leave out the same modules, each in its own way.
-_RIVALS: tuple[frozenset[SiteName], ...] = (frozenset({"output", "latent"}), frozenset({"residual", "span"}))
+_RIVALS: tuple[frozenset[SiteName], ...] = (
+    frozenset({"output", "latent"}),
+    frozenset({"residual", "span", "unet_branch"}),
+)
 PolicyName = Literal["interval", "mask", "accumulate", "compare", "table"]
 SignalName = Literal["input", "estimate"]
 StoreDtype = Literal["model", "fp32", "bf16", "fp16"]
@@ -44,6 +47,7 @@ class Method:
         signal: what is measured, for a policy that needs it; see `signals`.
         threshold, max_skips: see `adaptive`.
         site: what a skipped step leaves out.
+        branch: with site unet_branch, the skip connection that the deep part is cut off at.
         predictor and what follows: see `prediction.Prediction`; a None is the predictor's own default.
     """
 
@@ -59,6 +63,7 @@ class Method:
     threshold: float | None = None
     max_skips: int | None = None
     site: SiteName = "residual"
+    branch: int = 0
     predictor: PredictorName = "poly"
     coordinate: Coordinate = "sigma"
     order: int | None = None
@@ -165,6 +170,16 @@ METHODS: dict[str, Method] = {
             cooldown=0,
             predictor="reuse",
         ),
+        Method(
+            name="deepcache",
+            paper="Ma et al. 2023, arXiv 2312.00858",
+            summary="a skipped step runs the shallow part of a UNet and repeats what last came up from the deep part",
+            interval=3,
+            first_enhance=1,
+            cooldown=0,
+            site="unet_branch",
+            predictor="reuse",
+        ),
     )
 }
 
@@ -174,10 +189,13 @@ class Settings(Prediction):
     """A cache section with every field filled.
 
     Attributes:
-        site_given: the site was asked for by name, so that another one in its place would be no favour.
+        site_given: the site was asked for, by its name or by that of a method which it makes up, so that another one in
+            its place would be no favour.
         span: so many first and so many last blocks keep running (site `span`; `residual` is (0, 0)).
+        branch: the skip connection that the deep part of a UNet is cut off at (site `unet_branch`).
         mask: the computed steps one by one, in place of interval and first_enhance.
         shared: the first branch of a step decides for all.
+        center, power: where the computed steps of a run gather, and how closely; None where they are spread evenly.
         snapshots: how many computed values are kept.
         size: the ceiling for all snapshots in MiB; None for no ceiling.
     """
@@ -197,9 +215,12 @@ class Settings(Prediction):
     polynomial: tuple[float, ...] | None
     ratios: tuple[float, ...] | None
     branches: Literal["shared", "own"]
+    center: int | None
+    power: float | None
     site: SiteName
     site_given: bool
     span: tuple[int, int]
+    branch: int
     snapshots: int
     size: float | None
     store_dtype: StoreDtype
@@ -214,6 +235,15 @@ class Settings(Prediction):
             return partial(policies.mask, computed=frozenset(self.mask), cooldown=self.cooldown)
         if self.interval == 1:
             return policies.every_step
+        if self.interval is not None and self.center is not None and self.power is not None:
+            return partial(
+                policies.quadratic,
+                every=self.interval,
+                center=self.center,
+                power=self.power,
+                first_enhance=self.first_enhance,
+                cooldown=self.cooldown,
+            )
         return partial(
             policies.interval,
             interval=self.interval,
@@ -290,9 +320,12 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
         mask=None if cache.mask is None else tuple(cache.mask),
         **_adaptive_part(cache, method, policy),
         branches=cache.branches or "shared",
+        center=cache.center,
+        power=cache.power,
         site=site,
-        site_given=cache.site is not None,
+        site_given=cache.site is not None or method.site == "unet_branch",
         span=(1, 0) if site == "span" and cache.span is None else (cache.span or (0, 0)),
+        branch=given("branch"),
         predictor=predictor,
         coordinate=given("coordinate") if "coordinate" in kind.takes else "index",
         order=order,

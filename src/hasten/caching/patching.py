@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # nn.Module.__call__ looks here first (Module.compile() uses the same slot). A tap in this slot stands outside of
 # compiled regions and of everything that replaces `forward` (offloading hooks), costs one attribute look-up, and is
@@ -75,3 +78,10 @@ def is_tapped(owner: Any, name: str) -> bool:
     """Whether a live tap stands before the attribute."""
     found = vars(owner).get(name)
     return isinstance(found, Tap) and found.around is not None
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of a module run compiled code, beneath a tap or not."""
+    found = vars(module).get(CALL)
+    compiled = found.covered if isinstance(found, Tap) else found
+    return hasattr(module, "_orig_mod") or compiled is not None

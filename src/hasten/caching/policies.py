@@ -7,7 +7,10 @@ without any model. All branches of a step share its decision.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from typing import NamedTuple
+
+from hasten.errors import CacheError
 
 
 class Decision(NamedTuple):
@@ -60,6 +63,50 @@ def interval(
     if interval is not None and (index - max(warm, 1) + 1) % interval == 0:
         return Decision(True, "interval")
     return Decision(False, "interval")
+
+
+def quadratic(
+    index: int, total: int | None, *, every: int, center: int, power: float, first_enhance: int, cooldown: int
+) -> Decision:
+    """As many steps as one in `every`, gathered around one of them: DeepCache's non-uniform schedule.
+
+    Args:
+        center, power: see `quadratic_steps`.
+        total: the number of steps of the run; where nobody knows it, the steps are spread evenly.
+
+    Raises:
+        CacheError: no such schedule exists in a run of this length.
+    """
+    if total is None or index < first_enhance or index >= total - cooldown:
+        return interval(index, total, interval=every, first_enhance=first_enhance, cooldown=cooldown)
+    computed = index in quadratic_steps(total, -(-total // every), center, power)
+    return Decision(computed, "first step" if index == 0 else "schedule")
+
+
+@cache
+def quadratic_steps(total: int, count: int, center: int, power: float) -> tuple[int, ...]:
+    """`count` computed steps of `total`, the closer together the nearer they are to `center`.
+
+    `⌊l^p⌋ + c` for `count + 1` numbers l spread evenly from `(−c)^(1/p)` to `(T − c)^(1/p)`, without the two at the
+    ends and with step 0. What lies before the centre are powers of complex numbers, of which the real part is taken.
+    As in the published code, p falls by 0.02 until no two of them are the same step.
+
+    Ma et al. 2023, arXiv 2312.00858, section 4.3.
+
+    >>> quadratic_steps(50, 10, 15, 1.4)
+    (0, 5, 9, 13, 17, 21, 26, 31, 37, 43)
+    """
+    while power > 1 and center < total:
+        first, last = complex(-center) ** (1 / power), complex(total - center) ** (1 / power)
+        levels = [first + (last - first) * place / count for place in range(count + 1)]
+        steps = sorted({int((level**power).real) for level in levels})
+        if len(steps) == count + 1:
+            return (0, *(step + center for step in steps[1:-1]))
+        power -= 0.02
+    raise CacheError(
+        f"cache.center: {count} computed steps of {total} cannot be gathered around step {center}; "
+        "allowed are a step nearer to the middle, or a larger interval"
+    )
 
 
 def mask(index: int, total: int | None, *, computed: Collection[int], cooldown: int) -> Decision:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from hasten.caching.patching import CALL, Tap
-from hasten.caching.trees import Meta, numbered, replace, tensors
+from hasten.caching.patching import CALL, Tap, is_compiled
+from hasten.caching.trees import Meta, fresh, numbered, replace, tensors
 from hasten.caching.wiring import Slot, Span, Watcher, Wiring, arguments, repeated_blocks
 
 Call = Callable[..., Any]
@@ -164,10 +164,11 @@ class SpanSite:
     ) -> tuple[Any, Values]:
         sort = _sort(args, kwargs)
         plan = self._plans.get(sort)
-        if plan is None and _is_compiled(self._model):
+        if plan is None and is_compiled(self._model):
             plan = "it is compiled as a whole, so that its blocks cannot be left out"
         if isinstance(plan, str):
             raise UnfitError(plan)
+        spare = None if sort in self._checked else fresh((args, kwargs))
         if plan is None:
             result, values = self._watch(sort, inner, args, kwargs, blanks, dtype)
         elif not keep:
@@ -180,8 +181,8 @@ class SpanSite:
                 del self._plans[sort]
                 return result, ()
             values = tuple(live.values)
-        if values and sort not in self._checked:
-            self._check(sort, inner, args, kwargs, blanks, result, values)
+        if values and spare is not None:
+            self._check(sort, inner, spare[0], spare[1], blanks, result, values)
         return result, values
 
     def skip(self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, predict: Predict) -> Any:
@@ -209,15 +210,7 @@ class SpanSite:
             result = inner(*args, **kwargs)
         watcher.returned(result)
         wiring = watcher.wiring
-        if not wiring.spans:
-            self._plans[sort] = wiring.reason
-            raise MisfitError(wiring.reason, result)
-        plan = self._plans[sort] = _Plan(wiring)
-        for role in plan.roles:
-            if role.module not in self._taps:
-                self._tap(role.module)
-            if role.position in watcher.blanks:
-                blanks[role.position] = watcher.blanks[role.position]
+        self._adopt(sort, wiring, watcher.blanks, blanks, result)
         values: list[Tensor] = []
         for span in wiring.spans:
             ends = watcher.ends_of(span)
@@ -226,6 +219,18 @@ class SpanSite:
             first_args, first_kwargs, left = ends
             values += _changes(span, _bases(span, first_args, first_kwargs), left, dtype)
         return result, tuple(values)
+
+    def _adopt(self, sort: object, wiring: Wiring, seen: Blanks, blanks: Blanks, result: Any) -> None:
+        """Lay out what was learned of a sort of call, and put taps on what it leaves out."""
+        if not wiring.spans:
+            self._plans[sort] = wiring.reason
+            raise MisfitError(wiring.reason, result)
+        plan = self._plans[sort] = _Plan(wiring)
+        for role in plan.roles:
+            if role.module not in self._taps:
+                self._tap(role.module)
+            if role.position in seen:
+                blanks[role.position] = seen[role.position]
 
     def _check(
         self, sort: object, inner: Call, args: Any, kwargs: Any, blanks: Blanks, result: Any, values: Values
@@ -237,7 +242,7 @@ class SpanSite:
         """
 
         def exact(slot: int, base: Tensor | None, dtype: torch.dtype) -> Tensor:
-            return (values[slot] if base is None else base + values[slot]).to(dtype)
+            return values[slot].to(dtype, copy=True) if base is None else (base + values[slot]).to(dtype)
 
         try:
             again = self.skip(inner, args, kwargs, blanks, exact)
@@ -265,6 +270,8 @@ class _Role(NamedTuple):
     span: Span | None
     slot: int
     """Where the span's streams begin among the stored values."""
+    written: bool
+    """Whether somebody writes into what it returns."""
 
 
 class _Plan:
@@ -279,8 +286,9 @@ class _Plan:
         tapped = {wiring.sequence[position] for position in spans}
         # A module that is called in a span and once more elsewhere is in the sequence twice, the second time to run.
         self.roles = tuple(
-            _Role(module, position, *spans.get(position, (None, 0)))
+            _Role(module, position, span, slot, position in wiring.written)
             for position, module in enumerate(wiring.sequence)
+            for span, slot in [spans.get(position, (None, 0))]
             if module in tapped
         )
 
@@ -308,7 +316,7 @@ class _Computing:
         if self._lost or cursor >= len(self._roles) or self._roles[cursor].module is not module:
             self._lost = True
             return inner(*args, **kwargs)
-        _, position, span, _ = self._roles[cursor]
+        _, position, span, _, _ = self._roles[cursor]
         if span is not None and position == span.first:
             try:
                 self._bases = _bases(span, args, kwargs)
@@ -343,7 +351,7 @@ class _Skipping:
         self._cursor = cursor + 1
         if cursor >= len(self._roles) or self._roles[cursor].module is not module:
             raise UnfitError(_OTHER_BLOCKS)
-        _, position, span, slot = self._roles[cursor]
+        _, position, span, slot, written = self._roles[cursor]
         if span is None:
             return inner(*args, **kwargs)
         if position not in self._blanks:
@@ -355,7 +363,8 @@ class _Skipping:
                 for offset, (stream, base) in enumerate(zip(span.streams, _bases(span, args, kwargs), strict=True))
             }
         if position != span.last:
-            return self._blanks[position]
+            # What is written into has to have memory; nobody reads it all the same.
+            return replace(self._blanks[position], torch.clone) if written else self._blanks[position]
         outputs = iter([number for number, _ in numbered(self._blanks[position])])
         return replace(self._blanks[position], lambda blank: self._stand_ins.get(next(outputs), blank))
 
@@ -390,12 +399,6 @@ def _changes(span: Span, bases: list[Tensor | None], left: Any, dtype: torch.dty
 
 def _blank(tree: Any) -> Any:
     return replace(tree, lambda tensor: Meta.of(tensor).blank())
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    found = vars(model).get(CALL)
-    compiled = found.covered if isinstance(found, Tap) else found
-    return hasattr(model, "_orig_mod") or compiled is not None
 
 
 def _sort(args: Sequence[Any], kwargs: dict[str, Any]) -> object:

@@ -58,6 +58,15 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     return (leaf for leaf in leaves(tree) if isinstance(leaf, Tensor))
 
 
+def fresh(tree: Any) -> Any:
+    """The same values in new lists and mappings: some models take out of those that they are given."""
+    if type(tree) is dict:
+        return {key: fresh(value) for key, value in tree.items()}
+    if type(tree) in (tuple, list):
+        return type(tree)(map(fresh, tree))
+    return tree
+
+
 def replace(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     """The same structure with every tensor replaced by what `function` makes of it, in the order of `tensors`.
 

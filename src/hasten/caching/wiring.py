@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
@@ -25,20 +26,21 @@ Slot = int | str
 """Where a tensor goes into a block: the position or the name of the argument."""
 
 # Looking at these reads no values. What is not listed counts as reading, which costs memory at worst.
-_METADATA = frozenset(
+METADATA = frozenset(
     {
         getattr(Tensor, name).__get__
         for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda")
     }
     | {Tensor.size, Tensor.dim, Tensor.stride, Tensor.numel, Tensor.is_floating_point, Tensor.is_contiguous}
     | {Tensor.is_complex, Tensor.element_size, Tensor.get_device, Tensor.__len__}
+    | {torch.is_floating_point, torch.is_complex, torch.numel}
 )
 
 # Smaller stacks beside the main one (text refiners and the like) are cheap to run and dear to store.
 _WORTH = 0.2
 _MOST_SPANS = 4
 # Where less of the blocks can be left out than this, a skipped step saves too little: predict the output instead.
-_ENOUGH = 0.75
+ENOUGH = 0.75
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,13 @@ class Wiring:
         sequence: the blocks in the order of their calls.
         spans: the pieces to leave out, in order; empty where there are none.
         reason: why there are none.
+        written: positions of calls whose results somebody writes into.
     """
 
     sequence: tuple[nn.Module, ...]
     spans: tuple[Span, ...]
     reason: str = ""
+    written: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -161,7 +165,7 @@ class Watcher(TorchFunctionMode):
             tap.remove()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self._depth and func not in _METADATA:
+        if not self._depth and func not in METADATA:
             self._reads(args)
             self._reads(kwargs)
         return func(*args, **(kwargs or {}))
@@ -280,7 +284,7 @@ class Watcher(TorchFunctionMode):
         weights = {piece: _parameters(self._calls[piece[0] : piece[1] + 1]) for piece in pieces}
         heaviest = max(weights.values(), default=0)
         pieces = [piece for piece in pieces if weights[piece] >= _WORTH * heaviest]
-        enough = sum(weights[piece] for piece in pieces) >= _ENOUGH * _parameters(self._calls)
+        enough = sum(weights[piece] for piece in pieces) >= ENOUGH * _parameters(self._calls)
         return pieces if enough and len(pieces) <= _MOST_SPANS else []
 
     def _entrance(self, first: int, last: int) -> int:

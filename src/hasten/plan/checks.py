@@ -99,7 +99,7 @@ def _masked(cache: Cache, steps: int | None) -> Iterator[Conflict]:
         return
     if 0 not in cache.mask:
         yield Conflict("cache.mask", "step 0 has to be computed: there is nothing yet to predict it from")
-    for name in ("interval", "first_enhance", "retention"):
+    for name in ("interval", "first_enhance", "retention", "center"):
         if getattr(cache, name) is not None:
             yield Conflict(
                 f"cache.{name}",
@@ -110,7 +110,7 @@ def _masked(cache: Cache, steps: int | None) -> Iterator[Conflict]:
 
 # What each policy takes beside what all of them take.
 _TAKES: dict[str, frozenset[str]] = {
-    "interval": frozenset({"interval", "mask"}),
+    "interval": frozenset({"interval", "mask", "center", "power"}),
     "mask": frozenset({"mask"}),
     "accumulate": frozenset({"mask", "signal", "threshold", "max_skips", "max_total_skips", "polynomial"}),
     "compare": frozenset({"mask", "signal", "threshold", "max_skips", "max_total_skips", "max_drift"}),
@@ -141,6 +141,17 @@ def _place(cache: Cache, steps: int | None) -> Iterator[Conflict]:
     if cache.span is not None and cache.site != "span":
         site = "the method's own" if cache.site is None else repr(cache.site)
         yield Conflict("cache.span", f"has no effect with site {site}; it needs site: span", ("cache.site",))
+    from hasten.caching.methods import METHODS
+
+    if cache.branch is not None and (cache.site or METHODS[cache.method].site) != "unet_branch":
+        site = "the method's own" if cache.site is None else repr(cache.site)
+        yield Conflict("cache.branch", f"has no effect with site {site}; it needs site: unet_branch", ("cache.site",))
+
+
+def _gathered(cache: Cache, steps: int | None) -> Iterator[Conflict]:
+    if (cache.center is None) != (cache.power is None):
+        alone, other = ("power", "center") if cache.center is None else ("center", "power")
+        yield Conflict(f"cache.{alone}", f"needs cache.{other} beside it, such as center: 15 and power: 1.4")
 
 
 def _prediction(cache: Cache, steps: int | None) -> Iterator[Conflict]:
@@ -190,5 +201,6 @@ _CHECKS: tuple[Callable[[Cache, int | None], Iterator[Conflict]], ...] = (
     _masked,
     _policy,
     _place,
+    _gathered,
     _prediction,
 )

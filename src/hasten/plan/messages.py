@@ -30,7 +30,6 @@ ALSO_KNOWN_AS = {
     "first_enhance_steps": "cache.first_enhance",
     "warmup": "cache.first_enhance",
     "warmup_steps": "cache.first_enhance",
-    "cache_interval": "cache.interval",
     "fresh_threshold": "cache.interval",
     "cache_size": "cache.size",
     "rel_l1_thresh": "cache.threshold",
@@ -50,6 +49,10 @@ ALSO_KNOWN_AS = {
     "scheduler": "sampler.name",
     "output": "io.out",
 }
+
+
+# Keys of `cache` that published code calls otherwise, and that mean the very same.
+PUBLISHED = {"cache_interval": "interval", "cache_branch_id": "branch", "pow": "power"}
 
 
 class Wrong(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel
 
 from hasten.errors import PlanError
-from hasten.plan.messages import ALSO_KNOWN_AS, dotted_keys, nearest, section_of, show, suggestion
+from hasten.plan.messages import ALSO_KNOWN_AS, PUBLISHED, dotted_keys, nearest, section_of, show, suggestion
 from hasten.plan.reading import MAX_BYTES, read_yaml
 from hasten.plan.schema import Cache, Plan
 
@@ -85,10 +85,16 @@ class Overlay:
         """
         for name, value in values.items():
             here = (*path, str(name))
+            own = PUBLISHED.get(str(name)) if path == ("cache",) else None
+            if own in values:
+                self.complain(origin_of(here), ".".join(here), f"is another name for cache.{own}, which is given, too")
             self.put(here, value, origin_of)
 
     def put(self, path: tuple[str, ...], value: Any, origin_of: Any) -> None:
         """Lay one value over what is there; a mapping for a section is merged, anything else replaces."""
+        if path[0] == "cache" and path[-1] in PUBLISHED:
+            origin = origin_of(path)
+            path, origin_of = ("cache", PUBLISHED[path[-1]]), lambda _: origin
         field = Plan.model_fields.get(path[0])
         section = section_of(field) if field is not None else None
         if len(path) == 1 and section is not None:
@@ -193,7 +199,7 @@ class Overlay:
         """Where a keyword that stands alone belongs: the plan itself, the cache, or the only section that has it."""
         if name in Plan.model_fields:
             return (name,)
-        if name in Cache.model_fields:
+        if name in Cache.model_fields or name in PUBLISHED:
             return ("cache", name)
         homes = [key for key in dotted_keys(Plan) if key.endswith(f".{name}")]
         return tuple(homes[0].split(".")) if len(homes) == 1 else (name,)

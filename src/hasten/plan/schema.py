@@ -76,6 +76,7 @@ class Cache(Section):
             "taylorcache",
             "easycache",
             "magcache",
+            "deepcache",
         ],
         BeforeValidator(as_name),
     ] = "taylorseer"
@@ -87,11 +88,15 @@ class Cache(Section):
     """So many steps at the start are all computed."""
     cooldown: Whole | None = Field(default=None, ge=0)
     """So many steps at the end are all computed."""
-    site: Annotated[Literal["output", "latent", "residual", "span"], BeforeValidator(as_name)] | None = None
+    site: Annotated[Literal["output", "latent", "residual", "span", "unet_branch"], BeforeValidator(as_name)] | None = (
+        None
+    )
     """What is left out on a skipped step: all of the denoiser (`latent`: and what is predicted is what it adds to its
-    input), its stack of blocks, or a span of that stack."""
+    input), its stack of blocks, a span of that stack, or the deep part of a UNet."""
     span: tuple[Annotated[Whole, Field(ge=0)], Annotated[Whole, Field(ge=0)]] | None = None
     """With site `span`: so many first and so many last blocks keep running."""
+    branch: Whole | None = Field(default=None, ge=0)
+    """With site `unet_branch`: the skip connection below which the deep part begins; 0, the first, leaves most out."""
     predictor: (
         Annotated[
             Literal["reuse", "poly", "taylor", "hermite", "ab2", "foca", "chebyshev", "dmd"], BeforeValidator(as_name)
@@ -145,6 +150,10 @@ class Cache(Section):
     """With policy `table`: for each step, the size of the cached residual by that of the step before."""
     branches: Annotated[Literal["shared", "own"], BeforeValidator(as_name)] | None = None
     """Whether the first branch of a step decides for all of them, or each for itself."""
+    center: Whole | None = Field(default=None, ge=1)
+    """With `power`: the computed steps of `interval` gather around this one."""
+    power: Number | None = Field(default=None, gt=1, le=4)
+    """With `center`: how closely; just above 1 spreads the steps evenly."""
     size: Number | None = Field(default=None, gt=0)
     """The ceiling for stored snapshots in MiB."""
     store_dtype: Annotated[Literal["model", "fp32", "bf16", "fp16"], BeforeValidator(as_dtype)] | None = None
