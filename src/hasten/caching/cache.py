@@ -202,7 +202,7 @@ class Cache:
         band = None
         if low is not None:
             band = LowBand(low, self.settings.cut, grids_of(args, kwargs))
-            denoiser.notes |= dict.fromkeys(f"{denoiser.name}: {note}" for note in band.notes(history.values[0]))
+            denoiser.notes |= {note: f"{denoiser.name}: {note}" for note in band.notes(history.values[0])}
         predict = partial(history.predict, weights, low=band)
         result = branch.site.skip(inner, args, kwargs, branch.blanks, predict)
         branch.last_index = index
