@@ -130,9 +130,9 @@ def stream_comparisons(
 def _warm_up(session: Session, progress: OnProgress | None) -> None:
     """A few steps each way: first calls choose kernels and fill caches that every later call finds ready."""
     layers = resolve_all(session.plan.cache)
-    # As many as make at least one step skipped. A mask names steps of the whole schedule and fits no shorter one.
+    # As many as make at least one step skipped. A mask is for the whole schedule and fits no shorter one.
     steps = session.plan.generation.num_inference_steps
-    if layers and all(settings.mask is None for settings in layers):
+    if layers and all(settings.mask is None and settings.steps is None for settings in layers):
         steps = min(steps, max(settings.first_enhance + settings.cooldown + 2 for settings in layers))
     prompt, seed = session.jobs[0]
     with warnings.catch_warnings():

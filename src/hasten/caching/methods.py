@@ -5,12 +5,12 @@ No torch in here: the command line lists the methods and checks plans with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from hasten.caching import policies
+from hasten.caching import masks, policies
 from hasten.caching.adaptive import Accumulate, Adaptive, Compare, Table, polynomial, stretched
 from hasten.caching.prediction import KINDS, Coordinate, Prediction, PredictorName
 from hasten.errors import CacheError
@@ -26,11 +26,11 @@ _RIVALS: tuple[frozenset[SiteName], ...] = (
     frozenset({"output", "latent"}),
     frozenset({"residual", "span", "unet_branch"}),
 )
-PolicyName = Literal["interval", "mask", "accumulate", "compare", "table"]
+PolicyName = Literal["interval", "mask", "geometric", "bins", "window", "accumulate", "compare", "table"]
 SignalName = Literal["input", "estimate"]
 StoreDtype = Literal["model", "fp32", "bf16", "fp16"]
 
-FIXED: tuple[PolicyName, ...] = ("interval", "mask")
+FIXED: tuple[PolicyName, ...] = ("interval", "mask", "geometric", "bins", "window")
 """Policies whose steps are known before the run."""
 
 
@@ -44,6 +44,7 @@ class Method:
         policy: what decides; see `policies` and `adaptive`.
         interval, first_enhance, cooldown: see `policies.interval`.
         retention: this share of a run's steps is computed at its start, if that is more than `first_enhance`.
+        window, growth: see `masks.widening`.
         signal: what is measured, for a policy that needs it; see `signals`.
         threshold, max_skips: see `adaptive`.
         site: what a skipped step leaves out.
@@ -59,6 +60,8 @@ class Method:
     first_enhance: int = 3
     cooldown: int = 1
     retention: float = 0.0
+    window: float = 2.0
+    growth: float = 0.75
     signal: SignalName | None = None
     threshold: float | None = None
     max_skips: int | None = None
@@ -127,6 +130,7 @@ METHODS: dict[str, Method] = {
             name="spectrum",
             paper="Han et al. 2026, arXiv 2603.01623",
             summary="a ridge regression on Chebyshev polynomials over the run so far",
+            policy="window",
             first_enhance=5,
             predictor="chebyshev",
         ),
@@ -195,6 +199,7 @@ class Settings(Prediction):
         branch: the skip connection that the deep part of a UNet is cut off at (site `unet_branch`).
         mask: the computed steps one by one, in place of interval and first_enhance.
         shared: the first branch of a step decides for all.
+        budget, bins, window, growth: of the policies `geometric`, `bins` and `window`.
         center, power: where the computed steps of a run gather, and how closely; None where they are spread evenly.
         snapshots: how many computed values are kept.
         size: the ceiling for all snapshots in MiB; None for no ceiling.
@@ -207,6 +212,10 @@ class Settings(Prediction):
     cooldown: int
     retention: float
     mask: tuple[int, ...] | None
+    bins: masks.BinsName | None
+    budget: int | None
+    window: float
+    growth: float
     signal: SignalName | None
     threshold: float | None
     max_skips: int | None
@@ -226,6 +235,18 @@ class Settings(Prediction):
     store_dtype: StoreDtype
 
     @property
+    def steps(self) -> Callable[[int], tuple[int, ...]] | None:
+        """The steps to compute, given the number of steps, where the policy is such a mask."""
+        if self.bins is not None:
+            return partial(masks.binned, name=self.bins)
+        if self.policy == "geometric":
+            assert self.budget is not None
+            return partial(masks.geometric, budget=self.budget, power=self.power)
+        if self.policy == "window":
+            return partial(masks.widening, first=self.window, growth=self.growth, warm=self.first_enhance)
+        return None
+
+    @property
     def fixed(self) -> policies.Policy:
         """Compute or skip, as a function of the step's index and the run's length.
 
@@ -233,6 +254,8 @@ class Settings(Prediction):
         """
         if self.mask is not None:
             return partial(policies.mask, computed=frozenset(self.mask), cooldown=self.cooldown)
+        if self.steps is not None:
+            return partial(policies.planned, steps=cache(self.steps), cooldown=self.cooldown)
         if self.interval == 1:
             return policies.every_step
         if self.interval is not None and self.center is not None and self.power is not None:
@@ -293,9 +316,11 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
         value = getattr(cache, name)
         return getattr(method, name) if value is None else value
 
-    policy: PolicyName = given("policy")
-    if cache.policy is None and policy == "interval" and cache.mask is not None:
-        policy = "mask"
+    policy = policy_of(cache)
+    if policy == "geometric" and cache.budget is None:
+        raise CacheError("policy 'geometric' needs cache.budget: how many steps to compute")
+    if policy == "bins" and cache.bins is None:
+        raise CacheError("policy 'bins' needs cache.bins: slow, medium, fast or ultra")
     predictor: PredictorName = given("predictor")
     kind = KINDS[predictor]
     own = predictor == method.predictor
@@ -318,6 +343,10 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
         cooldown=given("cooldown"),
         retention=given("retention"),
         mask=None if cache.mask is None else tuple(cache.mask),
+        bins=cache.bins,
+        budget=cache.budget,
+        window=given("window"),
+        growth=given("growth"),
         **_adaptive_part(cache, method, policy),
         branches=cache.branches or "shared",
         center=cache.center,
@@ -337,11 +366,24 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
         trust=given("trust"),
         low_order=low_order,
         cut=given("cut"),
-        gate=given("first_enhance") if cache.mask is None else 0,
+        gate=given("first_enhance") if policy in ("interval", "window") else 0,
         snapshots=snapshots,
         size=cache.size,
         store_dtype=cache.store_dtype or "model",
     )
+
+
+# Keys that say all about when to compute, and the policies that they stand for.
+_SAYS_WHEN: dict[str, PolicyName] = {"mask": "mask", "bins": "bins", "budget": "geometric", "window": "window"}
+
+
+def policy_of(cache: Cache) -> PolicyName:
+    """A section's policy: the one that is named, the one that its keys stand for, or the method's."""
+    policy = METHODS[cache.method].policy
+    if cache.policy is None and policy in FIXED:
+        given = [name for key, name in _SAYS_WHEN.items() if getattr(cache, key) is not None]
+        return given[0] if given else policy
+    return cache.policy or policy
 
 
 def resolve_all(caches: Cache | Sequence[Cache] | None) -> tuple[Settings, ...]:

@@ -126,6 +126,17 @@ def mask(index: int, total: int | None, *, computed: Collection[int], cooldown: 
     return Decision(False, "mask")
 
 
+def planned(index: int, total: int | None, *, steps: Callable[[int], tuple[int, ...]], cooldown: int) -> Decision:
+    """The steps of a mask that follows from the length of the run, and the last `cooldown`.
+
+    Args:
+        steps: gives the steps to compute, for a number of steps; see `masks`.
+    """
+    if total is None:
+        return Decision(True, "nobody knows how many steps there are")
+    return mask(index, total, computed=steps(total), cooldown=cooldown)
+
+
 def needed(computed: Sequence[bool], snapshots: int) -> tuple[bool, ...]:
     """Which computed steps a later prediction will look at; the others need not be stored.
 

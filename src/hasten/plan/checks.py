@@ -95,36 +95,48 @@ def _length(cache: Cache, steps: int | None) -> Iterator[Conflict]:
 
 
 def _masked(cache: Cache, steps: int | None) -> Iterator[Conflict]:
-    if cache.mask is None:
-        return
-    if 0 not in cache.mask:
+    if cache.mask is not None and 0 not in cache.mask:
         yield Conflict("cache.mask", "step 0 has to be computed: there is nothing yet to predict it from")
-    for name in ("interval", "first_enhance", "retention", "center"):
-        if getattr(cache, name) is not None:
-            yield Conflict(
-                f"cache.{name}",
-                "cache.mask already says which steps are computed; give one or the other",
-                ("cache.mask",),
-            )
+    for key in ("mask", "bins", "budget"):
+        if getattr(cache, key) is None:
+            continue
+        for name in _SAID_BY[key]:
+            if getattr(cache, name) is not None:
+                yield Conflict(
+                    f"cache.{name}",
+                    f"cache.{key} already says which steps are computed; give one or the other",
+                    (f"cache.{key}",),
+                )
+        return
 
 
+_SAID_BY = {
+    "mask": ("interval", "first_enhance", "retention", "center", "bins", "budget", "window"),
+    "bins": ("interval", "first_enhance", "retention", "center", "budget", "window"),
+    "budget": ("interval", "first_enhance", "retention", "center", "window"),
+}
 # What each policy takes beside what all of them take.
 _TAKES: dict[str, frozenset[str]] = {
-    "interval": frozenset({"interval", "mask", "center", "power"}),
+    "interval": frozenset({"interval", "center", "power"}),
     "mask": frozenset({"mask"}),
-    "accumulate": frozenset({"mask", "signal", "threshold", "max_skips", "max_total_skips", "polynomial"}),
-    "compare": frozenset({"mask", "signal", "threshold", "max_skips", "max_total_skips", "max_drift"}),
-    "table": frozenset({"mask", "threshold", "max_skips", "max_total_skips", "ratios"}),
+    "geometric": frozenset({"budget", "power"}),
+    "bins": frozenset({"bins"}),
+    "window": frozenset({"window", "growth"}),
+    "accumulate": frozenset({"mask", "bins", "signal", "threshold", "max_skips", "max_total_skips", "polynomial"}),
+    "compare": frozenset({"mask", "bins", "signal", "threshold", "max_skips", "max_total_skips", "max_drift"}),
+    "table": frozenset({"mask", "bins", "threshold", "max_skips", "max_total_skips", "ratios"}),
 }
 
 
 def _policy(cache: Cache, steps: int | None) -> Iterator[Conflict]:
-    from hasten.caching.methods import METHODS
+    from hasten.caching.methods import METHODS, policy_of
 
-    policy = cache.policy or METHODS[cache.method].policy
-    whose = f"policy {policy!r}" + ("" if cache.policy else f" of method {cache.method!r}")
+    policy = policy_of(cache)
+    own = cache.policy is None and policy == METHODS[cache.method].policy
+    whose = f"policy {policy!r}" + (f" of method {cache.method!r}" if own else "")
+    said = [conflict.key for conflict in _masked(cache, steps)]
     for name in sorted(frozenset.union(*_TAKES.values()) - _TAKES[policy]):
-        if getattr(cache, name) is not None:
+        if getattr(cache, name) is not None and f"cache.{name}" not in said:
             able = [other for other, takes in _TAKES.items() if name in takes]
             yield Conflict(
                 f"cache.{name}",
@@ -133,8 +145,6 @@ def _policy(cache: Cache, steps: int | None) -> Iterator[Conflict]:
             )
     if cache.policy == "mask" and cache.mask is None:
         yield Conflict("cache.policy", "policy 'mask' needs cache.mask: the steps to compute")
-    if cache.policy == "interval" and cache.mask is not None:
-        yield Conflict("cache.policy", "cache.mask already says which steps are computed", ("cache.mask",))
 
 
 def _place(cache: Cache, steps: int | None) -> Iterator[Conflict]:
@@ -149,7 +159,7 @@ def _place(cache: Cache, steps: int | None) -> Iterator[Conflict]:
 
 
 def _gathered(cache: Cache, steps: int | None) -> Iterator[Conflict]:
-    if (cache.center is None) != (cache.power is None):
+    if (cache.center is None) != (cache.power is None) and cache.budget is None and cache.policy != "geometric":
         alone, other = ("power", "center") if cache.center is None else ("center", "power")
         yield Conflict(f"cache.{alone}", f"needs cache.{other} beside it, such as center: 15 and power: 1.4")
 

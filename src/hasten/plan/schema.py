@@ -129,9 +129,21 @@ class Cache(Section):
     )
     """The computed steps, one by one, in place of interval and first_enhance. An adaptive policy may compute more."""
     policy: (
-        Annotated[Literal["interval", "mask", "accumulate", "compare", "table"], BeforeValidator(as_name)] | None
+        Annotated[
+            Literal["interval", "mask", "geometric", "bins", "window", "accumulate", "compare", "table"],
+            BeforeValidator(as_name),
+        ]
+        | None
     ) = None
-    """What decides: fixed steps (`interval`, `mask`, `table`), or a measured `signal` (`accumulate`, `compare`)."""
+    """What decides: fixed steps, a table (`table`), or a measured `signal` (`accumulate`, `compare`)."""
+    budget: Whole | None = Field(default=None, ge=2)
+    """With policy `geometric`: so many steps are computed, with growing gaps."""
+    bins: Annotated[Literal["slow", "medium", "fast", "ultra"], BeforeValidator(as_name)] | None = None
+    """One of cache-dit's step masks, for a run of any length; an adaptive policy may compute more."""
+    window: Number | None = Field(default=None, ge=1)
+    """With policy `window`: the first gap between computed steps after the warm-up."""
+    growth: Number | None = Field(default=None, ge=0)
+    """With policy `window`: each gap is so much wider than the one before."""
     signal: Annotated[Literal["input", "estimate"], BeforeValidator(as_name)] | None = None
     """What `accumulate` and `compare` measure at each step."""
     threshold: Number | None = Field(default=None, ge=0)
@@ -153,7 +165,7 @@ class Cache(Section):
     center: Whole | None = Field(default=None, ge=1)
     """With `power`: the computed steps of `interval` gather around this one."""
     power: Number | None = Field(default=None, gt=1, le=4)
-    """With `center`: how closely; just above 1 spreads the steps evenly."""
+    """With `center`: how closely; just above 1 spreads the steps evenly. With `budget`: how fast gaps grow."""
     size: Number | None = Field(default=None, gt=0)
     """The ceiling for stored snapshots in MiB."""
     store_dtype: Annotated[Literal["model", "fp32", "bf16", "fp16"], BeforeValidator(as_dtype)] | None = None
