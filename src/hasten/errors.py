@@ -29,3 +29,7 @@ class DeviceError(HastenError):
 
 class CacheError(HastenError):
     """A cache setting that this pipeline cannot take."""
+
+
+class PassError(HastenError):
+    """Something in a plan besides its cache that this pipeline, or this machine, cannot take."""

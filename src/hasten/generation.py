@@ -20,6 +20,8 @@ from hasten.errors import HastenError, PlanError
 from hasten.files import check_writable, image_name, write_new
 from hasten.images import grid, save_png, to_pil
 from hasten.models import complete_plan
+from hasten.passes import Keeper, Target, without_passes
+from hasten.passes.target import floating_dtype
 from hasten.plan import Output, Plan, load_plan
 from hasten.plan.resolved import resolved_dict
 from hasten.record import Record
@@ -140,10 +142,23 @@ class Session:
     plan: Plan
     pipe: Any
     prompts: tuple[str, ...]
+    keeper: Keeper
 
     @classmethod
-    def open(cls, plan: Any, prompts: str | Sequence[str], *, pipe: Any = None, save: bool = False) -> Session:
-        """Check everything that can be checked, then load: a mistake must not cost a model's loading time."""
+    def open(
+        cls,
+        plan: Any,
+        prompts: str | Sequence[str],
+        *,
+        pipe: Any = None,
+        save: bool = False,
+        keeper: Keeper | None = None,
+    ) -> Session:
+        """Check everything that can be checked, then load: a mistake must not cost a model's loading time.
+
+        Args:
+            keeper: that of another session with the same pipeline.
+        """
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         for prompt in prompts:
             try:
@@ -166,7 +181,7 @@ class Session:
 
             pipe = load(plan)
         call_arguments(pipe, plan, prompts[0], plan.seed)  # raises for what this pipeline cannot do
-        return cls(plan, pipe, prompts)
+        return cls(plan, pipe, prompts, keeper or Keeper(pipe))
 
     @property
     def jobs(self) -> list[tuple[str, int]]:
@@ -180,11 +195,12 @@ class Session:
 
     @contextlib.contextmanager
     def cleaning(self) -> Iterator[None]:
-        """Free the device's unused memory before and after."""
+        """Free the device's unused memory before and after; leave the pipeline as it was."""
         clean_up(self.device)
         try:
             yield
         finally:
+            self.keeper.release()
             clean_up(self.device)
 
     def run(
@@ -211,7 +227,8 @@ class Session:
         Raises:
             HastenError: out of memory, or an output that is no image.
         """
-        plan = self.plan if accelerated else self.plan.model_copy(update={"cache": None})
+        plan = self.plan if accelerated else without_passes(self.plan)
+        rows = self.keeper.engage(plan)
         call = call_arguments(self.pipe, plan, prompt, seed)
         arguments = dict(call.arguments) if batch == 1 else batched(call.arguments, seed, batch)
         if steps is not None:
@@ -243,10 +260,10 @@ class Session:
         try:
             with PeakMemory(self.device) as memory, watch, contextlib.ExitStack() as stack:
                 if plan.cache is not None:
-                    from hasten.handle import accelerate
+                    from hasten.handle import attach
 
                     # Its own number of steps is the pipeline's business: a warm-up makes fewer than the plan says.
-                    handle = stack.enter_context(accelerate(self.pipe, plan))
+                    handle = stack.enter_context(attach(self.pipe, plan, passes=False))
                 output = self.pipe(**arguments)
                 if handle is not None:
                     report = handle.report()
@@ -269,7 +286,7 @@ class Session:
                 f"this model needs an operation that {self.device} lacks in this dtype ({error}): use --dtype fp32"
             ) from error
         notes = list(call.notes)
-        if self.device.type == "cpu" and getattr(self.pipe, "dtype", None) is torch.float16:
+        if self.device.type == "cpu" and _dtype_of(self.pipe) is torch.float16:
             notes.append("fp16 is slow on most CPUs: fp32 or bf16 is usually faster")
         if not bool(torch.isfinite(pixels).all()):
             notes.append(
@@ -295,6 +312,9 @@ class Session:
             steps=records.Steps(total=done, computed=done - skipped, skipped=skipped),
             memory=records.Memory(peak_bytes=memory.bytes or 0, source=memory.source),
             report=report.to_dict() if report is not None else None,
+            passes=tuple(
+                records.Pass(name=r.name, component=r.component, what=r.what, figures=r.figures) for r in rows
+            ),
             notes=(*notes, *(report.notes if report is not None else ())),
         )
         latents = watch.latents.cpu() if watch.latents is not None else None
@@ -332,7 +352,7 @@ def _plan_of_one(plan: Plan, seed: int, dtype: str) -> Plan:
         for name in ("site", "span"):
             if getattr(section, name) is None:
                 written.pop(name, None)
-    values["precision"] = {"dtype": dtype}
+    values["precision"] = {**values["precision"], "dtype": dtype}
     values["generation"]["num_images"] = 1
     values["seed"] = seed
     values["io"] = {}  # the folder is of this machine and may name its user; it says nothing of the image
@@ -358,8 +378,15 @@ def _describe_model(plan: Plan, pipe: Any) -> records.Model:
     )
 
 
+def _dtype_of(pipe: Any) -> torch.dtype:
+    """The format that the denoiser computes in; components may differ."""
+    target = Target.of(pipe)
+    found = [dtype for name in target.denoisers if (dtype := floating_dtype(target.modules[name])) is not None]
+    return found[0] if found else getattr(pipe, "dtype", torch.float32)
+
+
 def _dtype_name(pipe: Any) -> str:
-    dtype = getattr(pipe, "dtype", torch.float32)
+    dtype = _dtype_of(pipe)
     return next((name for name, known in DTYPES.items() if known is dtype), "auto")
 
 
@@ -367,6 +394,6 @@ def _describe_device(pipe: Any, device: torch.device) -> records.Device:
     return records.Device(
         type=device.type,
         name=device_name(device),
-        dtype=str(getattr(pipe, "dtype", torch.float32)).removeprefix("torch."),
+        dtype=str(_dtype_of(pipe)).removeprefix("torch."),
         threads=torch.get_num_threads() if device.type == "cpu" else None,
     )

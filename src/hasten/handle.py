@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -11,20 +11,17 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from hasten.caching.clock import Clock
-from hasten.caching.denoiser import Port
 from hasten.caching.methods import resolve_all
 from hasten.caching.patching import CALL, is_tapped
 from hasten.caching.report import Report
 from hasten.caching.stack import Stack
 from hasten.errors import CacheError
+from hasten.passes import Passes, apply_passes, wants_passes
 from hasten.plan.build import build_plan
+from hasten.targets import ports_of
 
 if TYPE_CHECKING:
     from hasten.plan import Plan
-
-# What a denoiser's forward calls the noise level it is given. Nothing but a denoiser, and what steers one, takes one.
-_TIMESTEP = ("timestep", "timesteps", "t", "sigma", "sigmas", "timestep_ratio")
-_STEERING = ("controlnet", "adapter", "vae", "encoder", "embed", "guider")
 
 
 class Handle:
@@ -34,9 +31,10 @@ class Handle:
         plan: what was asked for.
     """
 
-    def __init__(self, plan: Plan, stack: Stack) -> None:
+    def __init__(self, plan: Plan, stack: Stack, passes: Passes | None = None) -> None:
         self.plan = plan
         self._stack = stack
+        self._passes = passes
         self._active = True
         stack.attach()
 
@@ -47,7 +45,8 @@ class Handle:
 
     def report(self) -> Report:
         """What happened in the last run, also after `remove()`."""
-        return self._stack.report()
+        report = self._stack.report()
+        return report if self._passes is None else replace(report, passes=self._passes.rows)
 
     def step(self, index: int, sigma: float | None = None, total: int | None = None) -> None:
         """Tell which step comes next, where no scheduler does and the timestep argument cannot.
@@ -64,6 +63,8 @@ class Handle:
         if self._active:
             self._active = False
             self._stack.detach()
+            if self._passes is not None:
+                self._passes.remove()
 
     def __enter__(self) -> Handle:
         return self
@@ -92,57 +93,36 @@ def accelerate(target: Any, plan: Plan | str | Path | Mapping[str, Any] | None =
     Raises:
         PlanError: a plan that cannot be.
         CacheError: a target with no denoiser, or one that is accelerated already.
+        PassError: something besides the cache that this pipeline or machine cannot take.
 
     >>> with accelerate(pipe, "taylorseer", interval=4) as handle:  # doctest: +SKIP
     ...     image = pipe("a red circle").images[0]
     ...     print(handle.report())
     """
     made = build_plan("taylorseer" if plan is None else plan, (), overrides, caller="accelerate", own_steps=True)
-    layers = resolve_all(made.cache)
-    ports = list(_ports(target))
+    return attach(target, made, passes=True)
+
+
+def attach(target: Any, plan: Plan, *, passes: bool) -> Handle:
+    """`accelerate` for a plan that is complete.
+
+    Args:
+        passes: also apply what the plan says besides its cache; False where somebody else has done so.
+    """
+    layers = resolve_all(plan.cache)
+    ports = list(ports_of(target))
     for port in ports:
         if is_tapped(port.module, CALL):
             raise CacheError(
                 f"{port.name} ({type(port.module).__name__}) is accelerated already; call remove() on its handle first"
             )
     owner = None if isinstance(target, nn.Module) else target
-    return Handle(made, Stack(layers, ports, lambda on_run, on_end: Clock(owner, on_run, on_end)))
-
-
-def _ports(target: Any) -> Iterator[Port]:
-    if isinstance(target, nn.Module):
-        yield Port("denoiser", target, _timestep_of(target) or (lambda args, kwargs: None))
-        return
-    components = getattr(target, "components", None)
-    if not isinstance(components, Mapping):
-        components = dict(vars(target)) if hasattr(target, "__dict__") else {}
-    found = False
-    for name, component in components.items():
-        if isinstance(component, nn.Module) and not any(word in name for word in _STEERING):
-            timestep = _timestep_of(component)
-            if timestep is not None:
-                found = True
-                yield Port(name, component, timestep)
-    if not found:
-        names = ", ".join(name for name, part in components.items() if isinstance(part, nn.Module)) or "no modules"
-        raise CacheError(
-            f"{type(target).__name__} has no denoiser: none of its modules takes a timestep (it has {names}); "
-            "pass the denoiser itself to accelerate()"
-        )
-
-
-def _timestep_of(module: nn.Module) -> Callable[[Any, Any], object] | None:
-    """How to find the timestep among the arguments of a module's call; None if it takes none."""
-    module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper takes anything
-    # What replaces `forward` on the instance may not tell what it passes on.
-    signatures = [list(inspect.signature(forward).parameters) for forward in (module.forward, type(module).forward)]
-    signatures[1] = signatures[1][1:]  # self
-    found = [(name, names.index(name)) for names in signatures for name in _TIMESTEP if name in names]
-    if not found:
-        return None
-    name, position = found[0]
-
-    def timestep(args: Any, kwargs: Any) -> object:
-        return kwargs[name] if name in kwargs else args[position] if position < len(args) else None
-
-    return timestep
+    stack = Stack(layers, ports, lambda on_run, on_end: Clock(owner, on_run, on_end))
+    if not passes or not wants_passes(plan):
+        return Handle(plan, stack)
+    applied = apply_passes(target, plan)
+    try:
+        return Handle(plan, stack, applied)
+    except BaseException:
+        applied.remove()
+        raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_utils
 
-from hasten.devices import resolve_device, resolve_dtype
+from hasten.devices import DTYPES, resolve_device, resolve_dtype
 from hasten.errors import LoadError
 from hasten.models import Located, check_weights, config_folder_of, locate
 from hasten.plan import Plan
@@ -37,13 +37,14 @@ def load(plan: Plan, *, pickle: bool = False) -> Any:
     located = locate(plan.model)
     device = resolve_device(plan.device)
     dtype = resolve_dtype(plan.precision.dtype, device)
+    own = component_dtypes(plan, device)
     with quiet_loading():
         if located.kind == "hub":
-            pipe = _load_hub(located.name, dtype, pickle)
+            pipe = _load_hub(located.name, dtype, own, pickle)
         elif located.kind == "file":
             pipe = _load_file(_there(located), dtype)
         else:
-            pipe = _load_folder(_there(located), dtype, pickle)
+            pipe = _load_folder(_there(located), dtype, own, pickle)
         apply_sampler(pipe, plan.sampler)
         pipe.set_progress_bar_config(disable=True)
         try:
@@ -58,9 +59,20 @@ def _there(located: Located) -> Path:
     return located.path
 
 
-def _in(dtype: torch.dtype) -> dict[str, torch.dtype]:
+def component_dtypes(plan: Plan, device: torch.device) -> dict[str, torch.dtype]:
+    """The components that are to compute in a format of their own: what is rounded in loading stays rounded."""
+    section = plan.precision
+    names = {name: getattr(section, name) for name in section.COMPONENTS}
+    general = names.pop("denoiser")
+    for name in ("unet", "transformer", "transformer_2"):
+        names[name] = names[name] or general
+    return {name: resolve_dtype(value, device) for name, value in names.items() if value in DTYPES}
+
+
+def _in(dtype: torch.dtype, own: Mapping[str, torch.dtype] | None = None) -> dict[str, Any]:
     """The keyword for a dtype: diffusers 0.42 renamed it, and warns of the old one."""
-    return {"dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype": dtype}
+    value = {"default": dtype, **own} if own else dtype
+    return {"dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype": value}
 
 
 class _NoNoise(logging.Filter):
@@ -135,15 +147,19 @@ def _components(folder: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-def _load_folder(folder: Path, dtype: torch.dtype, pickle: bool) -> Any:
+def _load_folder(folder: Path, dtype: torch.dtype, own: Mapping[str, torch.dtype], pickle: bool) -> Any:
     pipeline_class(folder)
-    missing = [name for name in _components(folder) if not (folder / name).is_dir()]
+    known = _components(folder)
+    missing = [name for name in known if not (folder / name).is_dir()]
     if missing:
         raise LoadError(f"{folder} is incomplete: its model_index.json names {', '.join(missing)}, which is not there")
     check_weights(folder)
     try:
         return DiffusionPipeline.from_pretrained(
-            folder, **_in(dtype), use_safetensors=None if pickle else True, local_files_only=True
+            folder,
+            **_in(dtype, {name: value for name, value in own.items() if name in known}),
+            use_safetensors=None if pickle else True,
+            local_files_only=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         if not pickle and any(folder.glob("*/*.bin")):
@@ -154,11 +170,11 @@ def _load_folder(folder: Path, dtype: torch.dtype, pickle: bool) -> Any:
         raise LoadError(f"{folder} cannot be loaded: {_first_line(error)}") from error
 
 
-def _load_hub(name: str, dtype: torch.dtype, pickle: bool) -> Any:
+def _load_hub(name: str, dtype: torch.dtype, own: Mapping[str, torch.dtype], pickle: bool) -> Any:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        return DiffusionPipeline.from_pretrained(name, **_in(dtype), use_safetensors=None if pickle else True)
+        return DiffusionPipeline.from_pretrained(name, **_in(dtype, own), use_safetensors=None if pickle else True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         causes = list(_causes(error))
         if any(isinstance(cause, GatedRepoError) for cause in causes):

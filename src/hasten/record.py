@@ -7,7 +7,7 @@ A PNG carries two texts: `parameters`, the form that Stable Diffusion web UI (A1
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -73,6 +73,15 @@ class Memory(_Part):
     source: str
 
 
+class Pass(_Part):
+    """What was done to the pipeline besides its cache: which pass, to which part, what, and what it measured."""
+
+    name: str
+    component: str
+    what: str
+    figures: Mapping[str, str | int | float] = {}
+
+
 class Quality(_Part):
     """Against the reference of the same prompt and seed. An infinite PSNR is null, with `identical` true."""
 
@@ -106,6 +115,7 @@ class Record(_Part):
     memory: Memory
     report: Annotated[dict[str, Any], BeforeValidator(to_jsonable_python)] | None = None
     """The handle's report; None where nothing was accelerated."""
+    passes: tuple[Pass, ...] = ()
     notes: tuple[str, ...] = ()
     quality: Quality | None = None
 

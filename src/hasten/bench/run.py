@@ -25,6 +25,7 @@ from hasten.files import check_writable, sanitize
 from hasten.generation import Progress, Result, Session, versions
 from hasten.images import save_png
 from hasten.models import complete_plan
+from hasten.passes import Keeper
 from hasten.plan import Plan, load_plan
 
 MIN_TIMINGS = 3
@@ -142,7 +143,9 @@ class Bench:
         if self._given:  # its name is known only now
             base = session.plan
             self._candidates = candidates(base, sources, sweeps)
-        self._pipes: dict[tuple[object, object], Any] = {(base.precision, base.sampler): session.pipe}
+        self._pipes: dict[tuple[object, object], tuple[Any, Keeper]] = {
+            (base.precision, base.sampler): (session.pipe, session.keeper)
+        }
         self._sessions: dict[str, Session] = {}
         self.device = session.device
         self._gpu = GpuWatch(self.device)
@@ -271,8 +274,10 @@ class Bench:
                     )
                 from hasten.loading import load
 
-                self._pipes[key] = load(plan)
-            self._sessions[candidate.name] = Session.open(plan, self.settings.prompts, pipe=self._pipes[key])
+                loaded = load(plan)
+                self._pipes[key] = loaded, Keeper(loaded)
+            pipe, keeper = self._pipes[key]
+            self._sessions[candidate.name] = Session.open(plan, self.settings.prompts, pipe=pipe, keeper=keeper)
         return self._sessions[candidate.name]
 
     def _able(self) -> list[Variant]:

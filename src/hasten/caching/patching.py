@@ -74,14 +74,21 @@ class Tap:
             vars(self.owner)[self.name] = before
 
 
+class Border(Tap):
+    """A tap that any other may stand before: it changes the form of what passes, and skips nothing."""
+
+
 def is_tapped(owner: Any, name: str) -> bool:
-    """Whether a live tap stands before the attribute."""
+    """Whether a live tap stands before the attribute, borders aside."""
     found = vars(owner).get(name)
+    while isinstance(found, Border):
+        found = found.covered
     return isinstance(found, Tap) and found.around is not None
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether calls of a module run compiled code, beneath a tap or not."""
+    """Whether calls of a module run compiled code, beneath taps or not."""
     found = vars(module).get(CALL)
-    compiled = found.covered if isinstance(found, Tap) else found
-    return hasattr(module, "_orig_mod") or compiled is not None
+    while isinstance(found, Tap):
+        found = found.covered
+    return hasattr(module, "_orig_mod") or found is not None

@@ -54,6 +54,31 @@ class BranchRow:
 
 
 @dataclass(frozen=True)
+class PassRow:
+    """What was done to a pipeline besides its cache.
+
+    Attributes:
+        name: the pass: "precision", "compile", …
+        component: the part of the pipeline, "pipeline" for the whole.
+        what: what was really done, in words.
+        figures: what was measured on the way, such as bytes before and after.
+    """
+
+    name: str
+    component: str
+    what: str
+    figures: Mapping[str, str | int | float]
+
+    def __str__(self) -> str:
+        figures = dict(self.figures)
+        text = f"{self.name}: {self.component}: {self.what}"
+        if "bytes_before" in figures and "bytes_after" in figures:
+            sizes = [float(figures.pop(key)) / 2**20 for key in ("bytes_before", "bytes_after")]
+            text += f", {sizes[0]:.1f} → {sizes[1]:.1f} MiB"
+        return "".join([text, *(f", {name.replace('_', ' ')} {value}" for name, value in figures.items())])
+
+
+@dataclass(frozen=True)
 class Report:
     """The last run of an accelerated denoiser.
 
@@ -68,6 +93,7 @@ class Report:
             See `StepRow.seconds` for what this is on an accelerator.
         layers: of a stack of caches, what each of them did, outermost first. A step of the whole then counts as
             computed where none of them left anything out. Empty where there is only one.
+        passes: what was done to the pipeline besides the cache.
     """
 
     runs: int
@@ -81,6 +107,7 @@ class Report:
     computed_call_seconds: float | None
     skipped_call_seconds: float | None
     layers: tuple[Report, ...] = ()
+    passes: tuple[PassRow, ...] = ()
 
     @property
     def computed(self) -> int:
@@ -133,8 +160,9 @@ class Report:
             )
 
     def __str__(self) -> str:
+        passes = [f"  {row}" for row in self.passes]
         if not self.steps:
-            return "no run yet"
+            return "\n".join(["no run yet", *passes])
         lines = [
             f"{self.method}: {self.computed_steps} of {len(self.steps)} steps computed, {self.skipped_steps} skipped "
             f"(site {self.site}, {self.predictor})",
@@ -149,6 +177,7 @@ class Report:
         lines.append(f"  median of a call: {', '.join(times)}")
         if self.signals:
             lines.append(f"  signal at {len(self.signals)} steps: {_spread(self.signals)}")
+        lines += passes
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 

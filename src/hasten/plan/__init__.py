@@ -9,7 +9,9 @@ Files: `schema` (what a plan is), `reading` (YAML with line numbers), `overlay` 
 
 from hasten.plan.build import build_plan, load_plan
 from hasten.plan.overlay import preset_names, read_preset
-from hasten.plan.schema import Cache, Generation, Output, Plan, Precision, Sampler
+from hasten.plan.sampling import Sampler
+from hasten.plan.schema import Cache, Generation, Output, Plan
+from hasten.plan.speed import Precision
 
 __all__ = [
     "Cache",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -18,44 +17,13 @@ from pydantic import (
 )
 
 from hasten.plan.checks import cross_check
-from hasten.plan.values import as_device, as_dtype, as_name, ascending, no_boolean
-
-Whole = Annotated[int, BeforeValidator(no_boolean)]
-Number = Annotated[float, BeforeValidator(no_boolean)]
-Text = Annotated[str, BeforeValidator(no_boolean)]
+from hasten.plan.sampling import Sampler
+from hasten.plan.section import Number, Section, Text, Whole
+from hasten.plan.speed import Precision
+from hasten.plan.values import as_device, as_dtype, as_name, ascending
 
 DEFERRED = "hasten: the combinations are checked by the caller"
 """A key of the validation context: `build_plan` reports impossible combinations beside all other problems."""
-
-
-class Section(BaseModel):
-    """What all parts of a plan have in common: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-    short_form: ClassVar[str | None] = None
-    """The field that the section may be written as: `cache: taylorseer` is `cache: {method: taylorseer}`."""
-
-
-class Precision(Section):
-    """The number format that the pipeline computes in."""
-
-    short_form = "dtype"
-
-    dtype: Annotated[Literal["auto", "fp32", "fp16", "bf16"], BeforeValidator(as_dtype)] = "auto"
-    """`auto` is bf16 where the device is fast at it, else fp32."""
-
-
-class Sampler(Section):
-    """The solver of the reverse process."""
-
-    short_form = "name"
-
-    name: Annotated[Literal["default", "flow-euler", "flow-heun"], BeforeValidator(as_name)] = "default"
-    """`default` is the one that the model came with."""
-    shift: Number | None = Field(default=None, gt=0)
-    """How far the noise schedule leans to high noise (flow models); null is the model's own."""
 
 
 class Cache(Section):

@@ -16,6 +16,11 @@ _DTYPES = {
     "float16": "fp16",
     "half": "fp16",
     "bfloat16": "bf16",
+    "float8": "fp8",
+    "float8_e4m3fn": "fp8",
+    "fp8_e4m3": "fp8",
+    "fp8_e4m3fn": "fp8",
+    "float8_e5m2": "fp8_e5m2",
 }
 _DEVICE_KINDS = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "ascend": "npu", "gaudi": "hpu", "metal": "mps"}
 
