@@ -56,7 +56,7 @@ from hasten.plan import Cache, build_plan, load_plan
         ({"policy": "accumulate", "threshold": 1}, "cache: policy 'accumulate' needs cache.signal"),
         ({"method": "magcache"}, "cache: policy 'table' needs cache.ratios"),
         ({"method": "easycache", "order": 1}, "cache.order: has no effect with method 'easycache'"),
-        ({"span": [1, 1]}, "cache.span: has no effect with site the method's own; it needs site: span"),
+        ({"span": [1, 1]}, "cache.span: has no effect with site 'residual' of method 'taylorseer'; it needs"),
         ({"span": [1, 1], "site": "output"}, "cache.span: has no effect with site 'output'; it needs site: span"),
         ({"predictor": "reuse", "order": 1}, "cache.order: has no effect with predictor 'reuse'"),
         ({"method": "reuse", "damping": 0.5}, "cache.damping: has no effect with method 'reuse'"),

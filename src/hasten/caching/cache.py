@@ -12,18 +12,20 @@ from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from hasten.caching.bands import LowBand, grids_of
 from hasten.caching.budget import Budget
 from hasten.caching.clock import Clock
 from hasten.caching.denoiser import Branch, Denoiser, Port
-from hasten.caching.methods import FIXED, Settings
+from hasten.caching.methods import FIXED, MIDWAY, Settings
+from hasten.caching.midway import NowhereError, Question
 from hasten.caching.policies import Decision, every_step, needed
 from hasten.caching.prediction import Moment
 from hasten.caching.report import Book, Report
-from hasten.caching.signals import Gauge
-from hasten.caching.sites import Call, MisfitError, OutputSite, Site, UnfitError
+from hasten.caching.signals import Gauge, observed
+from hasten.caching.sites import Call, MisfitError, OutputSite, Predict, Site, SpanSite, UnfitError
 from hasten.caching.trees import fresh
 from hasten.caching.wiring import arguments
 from hasten.errors import CacheError
@@ -61,6 +63,8 @@ class Cache:
         self._fixed = every_step if settings is None else settings.fixed
         self._stores = settings is not None and self._fixed is not every_step
         self._adapts = settings is not None and settings.policy not in FIXED
+        adaptive = settings.adaptive(()) if settings is not None else None
+        self._observes = adaptive is not None and adaptive.observes
         self._budget = Budget(settings) if settings is not None else None
         self._book = Book()
         self._runs = 0
@@ -149,15 +153,19 @@ class Cache:
             obstacle = self._obstacle(denoiser, branch)
             if obstacle is not None:
                 verdict = self._deny(obstacle, gauge)
+        if gauge is not None and self.settings.signal in MIDWAY:
+            midway = self._serve_midway(denoiser, branch, gauge, inner, args, kwargs, keep=keep)
+            owner.verdict = Decision(midway.computed, midway.reason)
+            return midway
         if gauge is not None and gauge.meter is not None:
             latent = denoiser.port.latent(args, kwargs)
             verdict = gauge.see(latent) if latent is not None else self._deny("it takes no latent", gauge)
         assert verdict is not None
-        served = None
+        served: _Served | None = None
         if not verdict.compute:
             spare = fresh((args, kwargs))
             try:
-                served = self._skip(denoiser, branch, index, inner, args, kwargs)
+                served = self._skip(denoiser, branch, inner, args, kwargs)
             except UnfitError as unfit:
                 args, kwargs = spare
                 branch.forget()
@@ -171,6 +179,59 @@ class Cache:
             return served
         gauge.end(served.computed, served.result)
         return served._replace(signal=gauge.signal)
+
+    def _serve_midway(
+        self, denoiser: Denoiser, branch: Branch, gauge: Gauge, inner: Call, args: Any, kwargs: Any, *, keep: bool
+    ) -> _Served:
+        """A call whose signal shows itself on the way: the site begins to compute, and goes on or leaves the rest out.
+
+        Raises:
+            CacheError: there is no such signal in this denoiser.
+        """
+        assert self.settings is not None
+        assert self._budget is not None
+        settings, budget = self.settings, self._budget
+        keep = self._keeps(denoiser, keep)
+
+        def ask(value: Tensor) -> bool:
+            decision = gauge.see(value)
+            if decision.compute and keep and not self._observes:
+                branch.history.trim(budget.snapshots - 1)
+            return decision.compute
+
+        question = Question(ask)
+        probe = denoiser.probe(settings)
+        through = partial(probe.call, question, inner)
+        # The site that there are snapshots of has shown that it fits.
+        site = branch.site if len(branch.history) else denoiser.site(budget.site, settings)
+        assert isinstance(site, (OutputSite, SpanSite))  # the plan was checked
+        spare = fresh((args, kwargs))
+        predict: Predict = _nothing
+        used = ""
+        if gauge.open:
+            predict, used = self._prediction(denoiser, branch, args, kwargs)
+        try:
+            result, values, computed = site.decide(
+                through, args, kwargs, branch.blanks, budget.dtype, predict, question, keep=keep
+            )
+        except NowhereError as nowhere:
+            raise CacheError(
+                f"cache.signal: {denoiser.name} ({type(denoiser.module).__name__}) shows no signal "
+                f"{settings.signal!r}: {nowhere}; any denoiser shows: input, estimate"
+            ) from None
+        except UnfitError as unfit:
+            args, kwargs = spare
+            if question.answer is False:
+                branch.forget()
+                self._deny(str(unfit), gauge)
+            fallen = self._fall_back(denoiser, branch, unfit, through, args, kwargs, keep=keep)
+            (site, result, values), computed = fallen, True
+        if computed and keep and values:
+            self._show(denoiser, branch, values, args, kwargs)
+            self._store(denoiser, branch, site, values)
+        branch.last_index = self.clock.index
+        decision = gauge.end(computed, result)
+        return _Served(result, computed, decision.reason if computed else used, gauge.signal)
 
     def _deny(self, obstacle: str, gauge: Gauge | None) -> Decision:
         """A step that might be skipped has to be computed."""
@@ -191,10 +252,10 @@ class Cache:
             return "NaN or infinity in a snapshot"
         return None
 
-    def _skip(self, denoiser: Denoiser, branch: Branch, index: int, inner: Call, args: Any, kwargs: Any) -> _Served:
+    def _prediction(self, denoiser: Denoiser, branch: Branch, args: Any, kwargs: Any) -> tuple[Predict, str]:
+        """What stands in for the values of a skipped step, and a word on what it is made of."""
         assert self.settings is not None
-        assert branch.site is not None
-        history, sigma = branch.history, self.clock.sigma
+        index, history, sigma = self.clock.index, branch.history, self.clock.sigma
         indices = tuple(history.indices)
         where = (indices, index, tuple(map(sigma, indices)), sigma(index))
         moment = Moment(*where, total=self.clock.total, gram=history.gram)
@@ -204,17 +265,27 @@ class Cache:
             band = LowBand(low, self.settings.cut, grids_of(args, kwargs))
             denoiser.notes |= {note: f"{denoiser.name}: {note}" for note in band.notes(history.values[0])}
         predict = partial(history.predict, weights, low=band)
-        result = branch.site.skip(inner, args, kwargs, branch.blanks, predict)
-        branch.last_index = index
         used = ", ".join(str(anchor) for anchor, weight in zip(indices, weights, strict=False) if weight)
-        return _Served(result, False, f"predicted from {used}")
+        return predict, f"predicted from {used}"
+
+    def _skip(self, denoiser: Denoiser, branch: Branch, inner: Call, args: Any, kwargs: Any) -> _Served:
+        assert branch.site is not None
+        predict, used = self._prediction(denoiser, branch, args, kwargs)
+        result = branch.site.skip(inner, args, kwargs, branch.blanks, predict)
+        branch.last_index = self.clock.index
+        return _Served(result, False, used)
+
+    def _keeps(self, denoiser: Denoiser, keep: bool) -> bool:
+        """Whether there is room for what a later step may look at."""
+        assert self._budget is not None
+        return keep and self._budget.snapshots > 0 and len(denoiser.branches) <= _MOST_BRANCHES
 
     def _compute(self, denoiser: Denoiser, branch: Branch, inner: Call, args: Any, kwargs: Any, *, keep: bool) -> Any:
         assert self.settings is not None
         assert self._budget is not None
         budget = self._budget
-        keep = keep and budget.snapshots > 0 and len(denoiser.branches) <= _MOST_BRANCHES
-        if keep:
+        keep = self._keeps(denoiser, keep)
+        if keep and not self._observes:
             branch.history.trim(budget.snapshots - 1)  # before the new one is made: the ceiling holds at any moment
         site = denoiser.site(budget.site, self.settings)
         try:
@@ -222,6 +293,7 @@ class Cache:
         except UnfitError as unfit:
             site, result, values = self._fall_back(denoiser, branch, unfit, inner, args, kwargs, keep=keep)
         if keep and values:
+            self._show(denoiser, branch, values, args, kwargs)
             self._store(denoiser, branch, site, values)
         return result
 
@@ -271,11 +343,23 @@ class Cache:
             return output, misfit.result, ()
         return output, result, values
 
+    def _show(self, denoiser: Denoiser, branch: Branch, values: tuple[Tensor, ...], args: Any, kwargs: Any) -> None:
+        """Tell an adaptive policy what a computed step showed."""
+        gauge = denoiser.gauge or branch.gauge
+        if not self._observes or gauge is None:
+            return
+        index, history, predict = self.clock.index, branch.history, None
+        if len(history):
+            predict, _ = self._prediction(denoiser, branch, args, kwargs)
+        sigmas = self.clock.sigma(index), self.clock.sigma(index + 1)
+        gauge.policy.observe(observed(index, sigmas, values, history, predict))
+
     def _store(self, denoiser: Denoiser, branch: Branch, site: Site, values: tuple[Tensor, ...]) -> None:
         assert self._budget is not None
         index = self.clock.index
         if branch.site is not site:
             branch.history.trim(0)
+        branch.history.trim(self._budget.snapshots - 1)
         branch.site, branch.last_index = site, index
         others = [other for some in self.denoisers for other in some.branches.values() if other is not branch]
         # A denoiser that has handed over to the next, and a branch that is not called any more, have no claim.
@@ -285,7 +369,9 @@ class Cache:
         )
         if values:
             branch.history.add(index, tuple(value.contiguous() for value in values))
-        everything = branch.history.nbytes + sum(other.history.nbytes for other in others)
+        gauge = denoiser.gauge or branch.gauge
+        measured = 0 if gauge is None or gauge.meter is None else gauge.meter.nbytes
+        everything = branch.history.nbytes + measured + sum(other.history.nbytes for other in others)
         self._book.weigh((denoiser.name, branch.name), branch.history.nbytes, everything)
 
     def _decide(self, index: int) -> tuple[Decision, bool]:
@@ -349,6 +435,10 @@ class Cache:
             reasons = ", ".join(f"{count} for {why}" for why, count in self._book.reasons().items())
             return f"a run this short has no step to skip ({reasons})"
         return ""
+
+
+def _nothing(slot: int, base: Tensor | None, dtype: torch.dtype) -> Tensor:
+    raise UnfitError("there is no snapshot to predict from")
 
 
 def _signature(args: Any, kwargs: Any) -> object:

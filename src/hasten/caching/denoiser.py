@@ -12,6 +12,7 @@ from torch import nn
 
 from hasten.caching.branches import BranchSite
 from hasten.caching.methods import Settings, SiteName
+from hasten.caching.midway import Probe
 from hasten.caching.patching import CALL, Tap
 from hasten.caching.policies import Decision
 from hasten.caching.signals import Gauge, latent_of
@@ -122,6 +123,7 @@ class Denoiser:
         self.verdict: Decision | None = None
         self.gauge: Gauge | None = None
         self._sites: dict[SiteName, Site] = {}
+        self._probe: Probe | None = None
         self._moment = (0, 0)
 
     def detach(self) -> None:
@@ -129,7 +131,9 @@ class Denoiser:
         for site in self._sites.values():
             if isinstance(site, SpanSite):
                 site.detach()
-        self._sites = {}
+        if self._probe is not None:
+            self._probe.detach()
+        self._sites, self._probe = {}, None
         self.branches = {}
 
     def arm(self) -> None:
@@ -139,6 +143,15 @@ class Denoiser:
         for site in self._sites.values():
             if isinstance(site, SpanSite):
                 site.arm()
+        if self._probe is not None:
+            self._probe.arm()
+
+    def probe(self, settings: Settings) -> Probe:
+        """What shows a signal in the middle of a call, made when it is first asked for."""
+        if self._probe is None:
+            assert settings.signal is not None
+            self._probe = Probe(self.module, self.port.timestep, settings.signal, settings.probe)
+        return self._probe
 
     def site(self, name: SiteName, settings: Settings) -> Site:
         """The site of that name, made when it is first asked for."""

@@ -27,7 +27,10 @@ _RIVALS: tuple[frozenset[SiteName], ...] = (
     frozenset({"residual", "span", "unet_branch"}),
 )
 PolicyName = Literal["interval", "mask", "geometric", "bins", "window", "accumulate", "compare", "table"]
-SignalName = Literal["input", "estimate"]
+SignalName = Literal["input", "estimate", "modulated", "state", "probe"]
+MIDWAY: tuple[SignalName, ...] = ("modulated", "state", "probe")
+"""Signals that show themselves in the middle of a call: only a site that can begin undecided goes with them."""
+_UNDECIDED: tuple[SiteName, ...] = ("output", "latent", "residual", "span", "unet_branch")
 StoreDtype = Literal["model", "fp32", "bf16", "fp16"]
 
 FIXED: tuple[PolicyName, ...] = ("interval", "mask", "geometric", "bins", "window")
@@ -49,6 +52,7 @@ class Method:
         threshold, max_skips: see `adaptive`.
         site: what a skipped step leaves out.
         branch: with site unet_branch, the skip connection that the deep part is cut off at.
+        span: with site span, so many first and last blocks that keep running.
         predictor and what follows: see `prediction.Prediction`; a None is the predictor's own default.
     """
 
@@ -67,6 +71,7 @@ class Method:
     max_skips: int | None = None
     site: SiteName = "residual"
     branch: int = 0
+    span: tuple[int, int] = (1, 0)
     predictor: PredictorName = "poly"
     coordinate: Coordinate = "sigma"
     order: int | None = None
@@ -152,6 +157,41 @@ METHODS: dict[str, Method] = {
             low_order=1,
         ),
         Method(
+            name="teacache",
+            paper="Liu et al. 2024, arXiv 2411.19108",
+            summary="skips while the first block's modulated input changes, rescaled and in sum, less than a threshold",
+            policy="accumulate",
+            signal="modulated",
+            threshold=0.2,
+            first_enhance=1,
+            predictor="reuse",
+        ),
+        Method(
+            name="fbcache",
+            paper="Cheng 2024, github.com/chengzeyi/ParaAttention",
+            summary="runs the first block, and skips the others while it does what it did at the last computed step",
+            policy="compare",
+            signal="probe",
+            threshold=0.05,
+            first_enhance=1,
+            cooldown=0,
+            site="span",
+            predictor="reuse",
+        ),
+        Method(
+            name="dbcache",
+            paper="DefTruth et al. 2025, github.com/vipshop/cache-dit",
+            summary="runs the first blocks, and skips those in the middle while these do what they did",
+            policy="compare",
+            signal="probe",
+            threshold=0.08,
+            first_enhance=8,
+            cooldown=0,
+            site="span",
+            span=(8, 0),
+            predictor="reuse",
+        ),
+        Method(
             name="easycache",
             paper="Zhou et al. 2025, arXiv 2507.02860",
             summary="skips while the output's change, estimated from the input's, sums to less than a threshold",
@@ -198,7 +238,7 @@ class Settings(Prediction):
         span: so many first and so many last blocks keep running (site `span`; `residual` is (0, 0)).
         branch: the skip connection that the deep part of a UNet is cut off at (site `unet_branch`).
         mask: the computed steps one by one, in place of interval and first_enhance.
-        shared: the first branch of a step decides for all.
+        probe: so many blocks run before a signal in the middle of the call is measured.
         budget, bins, window, growth: of the policies `geometric`, `bins` and `window`.
         center, power: where the computed steps of a run gather, and how closely; None where they are spread evenly.
         snapshots: how many computed values are kept.
@@ -230,6 +270,7 @@ class Settings(Prediction):
     site_given: bool
     span: tuple[int, int]
     branch: int
+    probe: int
     snapshots: int
     size: float | None
     store_dtype: StoreDtype
@@ -335,6 +376,7 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
         what = f"order {degree}" if kind.least is None else f"predictor {predictor!r}"
         raise CacheError(f"{what} needs {least} snapshots, not {snapshots}")
     site: SiteName = given("site")
+    span: tuple[int, int] = given("span") if site == "span" else (0, 0)
     return Settings(
         method=method.name,
         policy=policy,
@@ -347,14 +389,15 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
         budget=cache.budget,
         window=given("window"),
         growth=given("growth"),
-        **_adaptive_part(cache, method, policy),
+        **_adaptive_part(cache, method, policy, site),
         branches=cache.branches or "shared",
         center=cache.center,
         power=cache.power,
         site=site,
         site_given=cache.site is not None or method.site == "unet_branch",
-        span=(1, 0) if site == "span" and cache.span is None else (cache.span or (0, 0)),
+        span=span,
         branch=given("branch"),
+        probe=(span[0] if site == "span" else 1) if cache.probe is None else cache.probe,
         predictor=predictor,
         coordinate=given("coordinate") if "coordinate" in kind.takes else "index",
         order=order,
@@ -405,7 +448,7 @@ def resolve_all(caches: Cache | Sequence[Cache] | None) -> tuple[Settings, ...]:
     return tuple(sorted(layers, key=lambda layer: _FROM_OUTSIDE.index(layer.site)))
 
 
-def _adaptive_part(cache: Cache, method: Method, policy: PolicyName) -> dict[str, Any]:
+def _adaptive_part(cache: Cache, method: Method, policy: PolicyName, site: SiteName) -> dict[str, Any]:
     """What an adaptive policy needs; of its own method where that has the same policy, else from the plan alone."""
     names = ("signal", "threshold", "max_skips", "max_total_skips", "max_drift", "polynomial", "ratios")
     values: dict[str, Any] = {name: getattr(cache, name) for name in names}
@@ -424,6 +467,11 @@ def _adaptive_part(cache: Cache, method: Method, policy: PolicyName) -> dict[str
         values["ratios"] = tuple(values["ratios"])
     elif values["signal"] is None:
         raise CacheError(f"policy {policy!r} needs cache.signal: what it is to measure")
+    elif values["signal"] in MIDWAY and site not in _UNDECIDED:
+        raise CacheError(
+            f"signal {values['signal']!r} shows itself too late for site {site!r}: it goes with sites "
+            f"{', '.join(_UNDECIDED)}; site {site!r} goes with signals input and estimate"
+        )
     if values["polynomial"] is not None:
         values["polynomial"] = tuple(values["polynomial"])
     return values

@@ -8,15 +8,17 @@ changed most speaks for all.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import nan
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hasten.caching.adaptive import Observed
 from hasten.caching.methods import Settings
 from hasten.caching.policies import Decision
+from hasten.caching.snapshots import History
 from hasten.caching.trees import tensors
 
 
@@ -142,6 +144,11 @@ class Gauge:
         self._decision = self.policy.decide(index, self.total)
         return self._decision
 
+    @property
+    def open(self) -> bool:
+        """Whether the step's decision waits for its signal."""
+        return self._decision is None
+
     def force(self, decision: Decision) -> None:
         """The step has to be computed for another reason than the policy's."""
         self._decision = decision
@@ -156,16 +163,46 @@ class Gauge:
             assert self._decision is not None
         return self._decision
 
-    def end(self, computed: bool, result: Any) -> None:
+    def end(self, computed: bool, result: Any) -> Decision:
         """The step is done.
 
         Args:
             result: what the denoiser returned.
+
+        Returns:
+            what was decided of it; to compute, if nothing was.
         """
         self.policy.settle(self._index, computed)
         if self.meter is not None and self._value is not None:
             self.meter.settle(self._value, computed, result)
             self._value = None
+        return self._decision or Decision(True, "no signal was seen")
+
+
+def observed(
+    index: int,
+    sigmas: tuple[float, float],
+    values: Sequence[Tensor],
+    history: History,
+    predict: Callable[[int, Tensor | None, torch.dtype], Tensor] | None,
+) -> Observed:
+    """What the values of a computed step show beside those of the last one, and beside their prediction.
+
+    Args:
+        index, sigmas: see `Observed`.
+        values: what was computed; not yet part of the history.
+        predict: what would have stood in for it, see `sites.Predict`; None where nothing could.
+    """
+    floats = [(slot, value) for slot, value in enumerate(values) if value.is_floating_point()]
+    compared = [value for _, value in floats]
+    if predict is not None and all(history.values[0][slot].shape == value.shape for slot, value in floats):
+        compared += [value - history.values[0][slot] for slot, value in floats]
+        compared += [value - predict(slot, None, value.dtype) for slot, value in floats]
+    sums = torch.stack([value.abs().sum(dtype=torch.float32) for value in compared])
+    count = sum(value.numel() for _, value in floats)
+    size, *rest = (float(total) / count for total in sums.view(-1, len(floats)).sum(-1).tolist())
+    change, error = rest or (None, None)
+    return Observed(index, sigmas, size, change, error)
 
 
 def latent_of(module: nn.Module, timestep: Callable[[Any, Any], object]) -> Callable[[Any, Any], Tensor | None]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from hasten.caching.midway import EnoughError, Question
 from hasten.caching.patching import CALL, Tap, is_compiled
 from hasten.caching.trees import Meta, fresh, numbered, replace, tensors
 from hasten.caching.wiring import Slot, Span, Watcher, Wiring, arguments, repeated_blocks
@@ -65,6 +66,18 @@ class Site(Protocol):
         ...
 
 
+class Decided(NamedTuple):
+    """What became of a call whose fate was decided on the way.
+
+    Attributes:
+        values: to store, where it was computed.
+    """
+
+    result: Any
+    values: Values
+    computed: bool
+
+
 class OutputSite:
     """The whole denoiser: its result is predicted, and none of it runs."""
 
@@ -75,6 +88,30 @@ class OutputSite:
     ) -> tuple[Any, Values]:
         result = inner(*args, **kwargs)
         return result, self.values(result, blanks, dtype) if keep else ()
+
+    def decide(
+        self,
+        inner: Call,
+        args: Any,
+        kwargs: Any,
+        blanks: Blanks,
+        dtype: torch.dtype | None,
+        predict: Predict,
+        question: Question,
+        *,
+        keep: bool,
+    ) -> Decided:
+        """Compute until the question is put, and to the end unless the answer is no.
+
+        Raises:
+            UnfitError: as `compute` and `skip`.
+        """
+        question.stoppable = True
+        try:
+            result, values = self.compute(inner, args, kwargs, blanks, dtype, keep=keep)
+        except EnoughError:
+            return Decided(self.skip(inner, args, kwargs, blanks, predict), (), False)
+        return Decided(result, values, True)
 
     def values(self, result: Any, blanks: Blanks, dtype: torch.dtype | None) -> Values:
         """What to store of a result: copies, because pipelines may write to what they get."""
@@ -194,6 +231,35 @@ class SpanSite:
         if not live.complete:
             raise UnfitError(_OTHER_BLOCKS)
         return result
+
+    def decide(
+        self,
+        inner: Call,
+        args: Any,
+        kwargs: Any,
+        blanks: Blanks,
+        dtype: torch.dtype | None,
+        predict: Predict,
+        question: Question,
+        *,
+        keep: bool,
+    ) -> Decided:
+        """Run the blocks until the question is put, and those that follow unless the answer is no.
+
+        Raises:
+            UnfitError: as `compute` and `skip`.
+        """
+        sort = _sort(args, kwargs)
+        plan = self._plans.get(sort)
+        if not isinstance(plan, _Plan) or sort not in self._checked:
+            return Decided(*self.compute(inner, args, kwargs, blanks, dtype, keep=keep), True)
+        live = _Deciding(plan, blanks, dtype, predict, question)
+        result = self._run(live, inner, args, kwargs)
+        if live.left and not live.complete:
+            raise UnfitError(_OTHER_BLOCKS)
+        if not live.complete:
+            del self._plans[sort]
+        return Decided(result, tuple(live.values) if keep and live.complete and not live.left else (), not live.left)
 
     def _run(self, live: _Computing | _Skipping, inner: Call, args: Any, kwargs: Any) -> Any:
         self._live = live
@@ -357,16 +423,67 @@ class _Skipping:
         if position not in self._blanks:
             raise UnfitError("no computed step has shown what its blocks return")
         if position == span.first:
-            wanted = dict(numbered(self._blanks[span.last]))
-            self._stand_ins = {
-                stream.out: self._predict(slot + offset, base, wanted[stream.out].dtype)
-                for offset, (stream, base) in enumerate(zip(span.streams, _bases(span, args, kwargs), strict=True))
-            }
+            self.predict(span, slot, _bases(span, args, kwargs))
         if position != span.last:
             # What is written into has to have memory; nobody reads it all the same.
             return replace(self._blanks[position], torch.clone) if written else self._blanks[position]
         outputs = iter([number for number, _ in numbered(self._blanks[position])])
         return replace(self._blanks[position], lambda blank: self._stand_ins.get(next(outputs), blank))
+
+    def begin(self, cursor: int) -> None:
+        """Begin in the middle: the blocks before have run."""
+        self._cursor = cursor
+
+    def predict(self, span: Span, slot: int, bases: list[Tensor | None]) -> None:
+        """Make what a span's last block is to return of what has entered its first."""
+        wanted = dict(numbered(self._blanks[span.last]))
+        self._stand_ins = {
+            stream.out: self._predict(slot + offset, base, wanted[stream.out].dtype)
+            for offset, (stream, base) in enumerate(zip(span.streams, bases, strict=True))
+        }
+
+
+class _Deciding(_Computing):
+    """A call as its blocks see it whose fate is decided on the way: computed up to there, then perhaps skipped."""
+
+    def __init__(
+        self, plan: _Plan, blanks: Blanks, dtype: torch.dtype | None, predict: Predict, question: Question
+    ) -> None:
+        super().__init__(plan, blanks, dtype)
+        self._question = question
+        self._rest = _Skipping(plan, blanks, predict)
+        self.left = False
+
+    @property
+    def complete(self) -> bool:
+        return self._rest.complete if self.left else super().complete
+
+    def block(self, module: nn.Module, inner: Call, args: Any, kwargs: Any) -> Any:
+        if self.left:
+            return self._rest.block(module, inner, args, kwargs)
+        cursor = self._cursor
+        role = self._roles[cursor] if cursor < len(self._roles) else None
+        expected = role is not None and role.span is not None and role.module is module and not self._lost
+        if not expected:
+            return super().block(module, inner, args, kwargs)
+        self._question.stoppable = True
+        try:
+            if self._question.answer is False:
+                raise EnoughError
+            return super().block(module, inner, args, kwargs)
+        except EnoughError:
+            self._leave(cursor)
+            return self._rest.block(module, inner, args, kwargs)
+        finally:
+            self._question.stoppable = False
+
+    def _leave(self, cursor: int) -> None:
+        """Leave out what follows, from the middle of a span if need be."""
+        self.left = True
+        self._rest.begin(cursor)
+        role = self._roles[cursor]
+        if role.span is not None and role.position != role.span.first:
+            self._rest.predict(role.span, role.slot, self._bases)
 
 
 _OTHER_BLOCKS = "other blocks are called than in the computed steps"

@@ -29,10 +29,10 @@ Slot = int | str
 METADATA = frozenset(
     {
         getattr(Tensor, name).__get__
-        for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda")
+        for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "_version")
     }
     | {Tensor.size, Tensor.dim, Tensor.stride, Tensor.numel, Tensor.is_floating_point, Tensor.is_contiguous}
-    | {Tensor.is_complex, Tensor.element_size, Tensor.get_device, Tensor.__len__}
+    | {Tensor.is_complex, Tensor.element_size, Tensor.get_device, Tensor.__len__, Tensor.is_inference}
     | {torch.is_floating_point, torch.is_complex, torch.numel}
 )
 

@@ -122,8 +122,10 @@ _TAKES: dict[str, frozenset[str]] = {
     "geometric": frozenset({"budget", "power"}),
     "bins": frozenset({"bins"}),
     "window": frozenset({"window", "growth"}),
-    "accumulate": frozenset({"mask", "bins", "signal", "threshold", "max_skips", "max_total_skips", "polynomial"}),
-    "compare": frozenset({"mask", "bins", "signal", "threshold", "max_skips", "max_total_skips", "max_drift"}),
+    "accumulate": frozenset(
+        {"mask", "bins", "signal", "probe", "threshold", "max_skips", "max_total_skips", "polynomial"}
+    ),
+    "compare": frozenset({"mask", "bins", "signal", "probe", "threshold", "max_skips", "max_total_skips", "max_drift"}),
     "table": frozenset({"mask", "bins", "threshold", "max_skips", "max_total_skips", "ratios"}),
 }
 
@@ -148,14 +150,17 @@ def _policy(cache: Cache, steps: int | None) -> Iterator[Conflict]:
 
 
 def _place(cache: Cache, steps: int | None) -> Iterator[Conflict]:
-    if cache.span is not None and cache.site != "span":
-        site = "the method's own" if cache.site is None else repr(cache.site)
-        yield Conflict("cache.span", f"has no effect with site {site}; it needs site: span", ("cache.site",))
     from hasten.caching.methods import METHODS
 
-    if cache.branch is not None and (cache.site or METHODS[cache.method].site) != "unet_branch":
-        site = "the method's own" if cache.site is None else repr(cache.site)
-        yield Conflict("cache.branch", f"has no effect with site {site}; it needs site: unet_branch", ("cache.site",))
+    site = cache.site or METHODS[cache.method].site
+    if cache.span is not None and site != "span":
+        whose = f"site {site!r}" + ("" if cache.site else f" of method {cache.method!r}")
+        yield Conflict("cache.span", f"has no effect with {whose}; it needs site: span", ("cache.site",))
+    if cache.probe is not None and cache.signal in ("input", "estimate", "modulated"):
+        yield Conflict("cache.probe", f"has no effect with signal {cache.signal!r}", ("cache.signal",))
+    if cache.branch is not None and site != "unet_branch":
+        whose = f"site {site!r}" + ("" if cache.site else f" of method {cache.method!r}")
+        yield Conflict("cache.branch", f"has no effect with {whose}; it needs site: unet_branch", ("cache.site",))
 
 
 def _gathered(cache: Cache, steps: int | None) -> Iterator[Conflict]:

@@ -42,6 +42,9 @@ class Cache(Section):
             "spectrum",
             "freqca",
             "taylorcache",
+            "teacache",
+            "fbcache",
+            "dbcache",
             "easycache",
             "magcache",
             "deepcache",
@@ -112,8 +115,12 @@ class Cache(Section):
     """With policy `window`: the first gap between computed steps after the warm-up."""
     growth: Number | None = Field(default=None, ge=0)
     """With policy `window`: each gap is so much wider than the one before."""
-    signal: Annotated[Literal["input", "estimate"], BeforeValidator(as_name)] | None = None
+    signal: Annotated[Literal["input", "estimate", "modulated", "state", "probe"], BeforeValidator(as_name)] | None = (
+        None
+    )
     """What `accumulate` and `compare` measure at each step."""
+    probe: Whole | None = Field(default=None, ge=1)
+    """With signals `state` and `probe`: so many first blocks run before a step is decided."""
     threshold: Number | None = Field(default=None, ge=0)
     """How much may change before a step is computed."""
     retention: Number | None = Field(default=None, ge=0, le=1)
