@@ -67,6 +67,8 @@ def test_three_reports_are_written_and_resume_finds_nothing_to_do(model: str, he
         (["--batch-sizes", "1,x"], "--batch-sizes 1,x"),
         (["--prompts", "none.txt"], "builtin:20"),
         (["--steps", "0"], "--steps 0"),
+        (["--peers", "--peer", "tgate"], "did you mean 't-gate'"),
+        (["--peer", "deepcache:interval=3"], "allowed: cache_interval"),
     ],
 )
 def test_mistakes_end_in_one_message_before_anything_is_loaded(

@@ -6,10 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hasten.bench.run import Bench, benchmark
+    from hasten.bench.api import benchmark
+    from hasten.bench.run import Bench
     from hasten.bench.schema import BenchReport
 
-_HOME = {"Bench": "run", "BenchReport": "schema", "benchmark": "run"}
+_HOME = {"Bench": "run", "BenchReport": "schema", "benchmark": "api"}
 
 __all__ = ["Bench", "BenchReport", "benchmark"]
 

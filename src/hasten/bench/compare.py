@@ -35,7 +35,7 @@ class Change:
     time: Interval | None
     speedup: Interval | None
     psnr: Interval | None
-    computed: tuple[int, int] | None
+    computed: tuple[int | None, int | None] | None
     verdicts: tuple[str, ...]
 
     @property

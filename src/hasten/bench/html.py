@@ -121,7 +121,7 @@ def image_rows(report: BenchReport, folder: Path) -> list[Row]:
                     mark(variant),
                     data_uri(image),
                     data_uri(difference(image, reference, GAIN)) if compared and reference is not None else None,
-                    _figures(here[variant.name]),
+                    _figures(variant, here[variant.name]),
                 )
             )
         if shown:
@@ -149,8 +149,10 @@ def _open(folder: Path, sample: Sample) -> Image.Image | None:
         return image
 
 
-def _figures(sample: Sample) -> str:
-    parts = [f"{sample.computed} computed"]
+def _figures(variant: Variant, sample: Sample) -> str:
+    parts = [] if sample.computed is None else [f"{sample.computed} computed"]
+    if variant.work is not None:
+        parts = [f"≈ {variant.work:.1f} steps"]
     if sample.quality is not None:
         ratio = sample.quality.psnr
         parts.append("identical" if sample.quality.identical else f"{ratio if ratio is not None else math.nan:.1f} dB")
@@ -160,6 +162,8 @@ def _figures(sample: Sample) -> str:
 
 
 def _caption(variant: Variant) -> str:
+    if variant.computed is None:
+        return "" if variant.work is None else f"arithmetic of {variant.work:.1f} whole steps"
     parts = [f"{variant.computed} computed, {variant.skipped} skipped"]
     parts += [part for part in (variant.site, variant.predictor) if part]
     return ", ".join(parts)

@@ -25,8 +25,8 @@ def to_markdown(report: BenchReport) -> str:
 
 
 def table_lines(table: Table) -> list[str]:
-    """A table in GitHub's form: first column left, figures right."""
-    align = ["---", *["---:"] * (len(table.head) - 1)]
+    """A table in GitHub's form: words left, figures right."""
+    align = ["---", *["---" if table.words else "---:"] * (len(table.head) - 1)]
     return [_row(table.head), _row(align), *(_row(row) for row in table.rows)]
 
 

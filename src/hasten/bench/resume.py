@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from hasten.bench.schema import BenchReport, Sample
-from hasten.bench.summary import cell
+from hasten.bench.summary import Cell, cell
 from hasten.bench.variants import Candidate
 from hasten.errors import HastenError
 
@@ -33,8 +33,10 @@ def check_same(previous: BenchReport, now: BenchReport, candidates: Sequence[Can
         )
         if old != new
     ]
-    plans = {variant.name: variant.plan.to_dict() for variant in previous.variants if variant.kind != "fewer-steps"}
-    wanted = {candidate.name: candidate.plan.to_dict() for candidate in candidates}
+    plans, wanted = (
+        {one.name: one.plan.to_dict() for one in ones if one.kind in ("reference", "plan")}
+        for ones in (previous.variants, candidates)
+    )
     if plans and plans != wanted:
         names = [name for name in {**plans, **wanted} if plans.get(name) != wanted.get(name)]
         found.append(f"variants that differ: {', '.join(names)}")
@@ -47,7 +49,7 @@ def check_same(previous: BenchReport, now: BenchReport, candidates: Sequence[Can
 
 def kept_samples(previous: BenchReport, variants: Collection[str]) -> tuple[Sample, ...]:
     """Samples of the turns that every variant finished: the rest are measured anew, beside each other."""
-    there: dict[tuple[int, int, int], set[str]] = {}
+    there: dict[Cell, set[str]] = {}
     for sample in previous.samples:
         there.setdefault(cell(sample), set()).add(sample.variant)
     return tuple(

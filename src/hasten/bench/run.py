@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import math
 import time
 import warnings
@@ -14,11 +12,13 @@ from typing import Any
 
 from hasten.bench.batches import measure_batches
 from hasten.bench.machine import GpuWatch, describe
+from hasten.bench.peers import PEERS, processes
+from hasten.bench.peers.session import PeerSession
 from hasten.bench.resume import check_same, kept_samples
-from hasten.bench.schema import Adherence, BenchReport, Sample, Settings, Step, Variant
+from hasten.bench.rows import reason, sample_row, variant_row, warmed, warmed_peer
+from hasten.bench.schema import BenchReport, PeerChoice, Sample, Settings, Variant
 from hasten.bench.summary import summarize, unsteady
 from hasten.bench.variants import REFERENCE, Candidate, Source, candidates, fewer_steps
-from hasten.comparison import measure
 from hasten.devices import clean_up, synchronize
 from hasten.errors import HastenError
 from hasten.files import check_writable, sanitize
@@ -31,6 +31,10 @@ from hasten.plan import Plan, load_plan
 MIN_TIMINGS = 3
 """Fewer timings of a variant say nothing about how sure its speed-up is."""
 
+FAILURES = (HastenError, RuntimeError, ValueError, TypeError)
+"""What a plan that does not fit a model ends in, in hasten, torch and diffusers: a row of the table that says so. Any
+other error is a mistake of hasten's, and ends the benchmark."""
+
 
 @dataclass(frozen=True)
 class Update:
@@ -39,55 +43,6 @@ class Update:
     label: str
     done: int
     total: int
-
-
-def benchmark(
-    config: Source | Sequence[Source],
-    prompts: str | Sequence[str],
-    iters: int = 3,
-    warmup: int = 1,
-    *,
-    seeds: int | Sequence[int] = 1,
-    base: Plan | Mapping[str, Any] | str | Path | None = None,
-    sweeps: Sequence[str] = (),
-    pipe: Any = None,
-    out: str | Path | None = None,
-) -> BenchReport:
-    """Measure plans against the reference: same process, pipeline, prompts and seeds.
-
-    Args:
-        config: a preset, YAML file, mapping or plan, or several; the first names the model, unless `base` is given.
-        prompts: one or several.
-        iters: how often every image is made.
-        warmup: runs of each plan that are not timed.
-        seeds: seeds for each prompt, or how many of them from 0 on.
-        base: the reference's settings: model, device, steps, size.
-        sweeps: "cache.interval=2,3,4": every plan at each of the values.
-        pipe: a loaded pipeline to use.
-        out: folder for report.json and images; None keeps the report in memory only.
-
-    Raises:
-        HastenError: anything a user can mend.
-
-    >>> hasten.bench.benchmark("taylorseer", "a red circle", iters=3, warmup=1).summary  # doctest: +SKIP
-    """
-    sources: Sequence[Source] = [config] if isinstance(config, (Plan, Mapping, str, Path)) else list(config)
-    if base is None and sources:
-        first = load_plan(sources[0])
-        base = first.model_copy(update={"cache": None})
-    bench = Bench(
-        base,
-        sources,
-        [prompts] if isinstance(prompts, str) else list(prompts),
-        seeds=range(seeds) if isinstance(seeds, int) else seeds,
-        rounds=iters,
-        warmup=warmup,
-        sweeps=sweeps,
-        pipe=pipe,
-        out=out,
-        command="hasten.bench.benchmark(...)",
-    )
-    return bench.run()
 
 
 class Bench:
@@ -108,6 +63,9 @@ class Bench:
         warmup: int = 1,
         sweeps: Sequence[str] = (),
         batch_sizes: Sequence[int] = (),
+        peers: Sequence[PeerChoice] = (),
+        inside: PeerChoice | None = None,
+        known: Sequence[str] = (),
         pipe: Any = None,
         out: str | Path | None = None,
         previous: BenchReport | None = None,
@@ -119,6 +77,9 @@ class Bench:
         Args:
             rounds: how often every image is made; by default so that each variant is timed three times at least.
             batch_sizes: also measure so many images in one call.
+            peers: other implementations, each measured in a process of its own after everything else.
+            inside: a peer to measure in this very process, which is then its own.
+            known: rows of fewer steps that need not be measured, since another process did.
             previous: a report of the same benchmark that was interrupted: only what it lacks is measured.
             Everything else as for `benchmark`.
         """
@@ -128,9 +89,14 @@ class Bench:
             raise HastenError("a benchmark needs at least one round, and no negative number of warm-up runs")
         if any(size < 1 for size in batch_sizes):
             raise HastenError("a batch has at least one image")
+        if peers and pipe is not None:
+            raise HastenError(
+                "peers load the model in processes of their own: name a model instead of giving a pipeline"
+            )
         base = load_plan(base)
         if pipe is None:
             base = complete_plan(base)
+        self._inside, self._known, self._peers = inside, tuple(known), tuple(peers)
         self._candidates = candidates(base, sources, sweeps)  # a mistake in a plan must not cost a model's loading time
         self._folder = None if out is None else Path(out)
         if self._folder is not None:
@@ -146,7 +112,7 @@ class Bench:
         self._pipes: dict[tuple[object, object], tuple[Any, Keeper]] = {
             (base.precision, base.sampler): (session.pipe, session.keeper)
         }
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, Session | PeerSession] = {}
         self.device = session.device
         self._gpu = GpuWatch(self.device)
         jobs = len(prompts) * len(seeds)
@@ -157,7 +123,10 @@ class Bench:
             rounds=rounds if rounds is not None else max(1, math.ceil(MIN_TIMINGS / jobs)),
             warmup=warmup,
             batch_sizes=tuple(sorted(set(batch_sizes))),
+            peers=(inside,) if inside is not None else self._peers,
         )
+        if inside is not None:
+            self._candidates.append(Candidate(inside.label, "peer", self._candidates[0].plan, peer=inside))
         dtype = str(getattr(session.pipe, "dtype", "auto")).removeprefix("torch.")
         self.report = BenchReport(
             command=command,
@@ -190,13 +159,15 @@ class Bench:
                     self._save()
             if self.settings.batch_sizes:
                 self._measure_batches()
+            if self._inside is None:
+                self._measure_peers()
             self._update(complete=True)
         finally:
             notes = [
                 f"{name}: the same seed gave different images in different rounds: something here is not deterministic"
                 for name in unsteady(self.report)
             ]
-            timings = {len(self.report.of(variant.name)) for variant in self._able()}
+            timings = {len(self.report.of(variant.name)) for variant in self.report.variants if variant.error is None}
             if self.report.complete and timings and min(timings) < MIN_TIMINGS:
                 notes.append(f"fewer than {MIN_TIMINGS} timings for each variant: the intervals say little")
             self._update(summary=summarize(self.report), notes=tuple(dict.fromkeys([*self.report.notes, *notes])))
@@ -215,10 +186,10 @@ class Bench:
             round(v.computed / (v.computed + v.skipped) * v.plan.generation.num_inference_steps)
             for v in variants
             if v.kind == "plan" and v.computed is not None and v.skipped
-        ]
-        plain = fewer_steps(self._candidates[0].plan, counts)
+        ] + [round(v.work) for v in variants if v.work is not None]
+        plain = [one for one in fewer_steps(self._candidates[0].plan, counts) if one.name not in self._known]
         self._candidates = [*self._candidates, *plain]
-        variants += [Variant(name=one.name, kind=one.kind, plan=one.plan) for one in plain]
+        variants += [variant_row(one) for one in plain]
         self._update(variants=tuple(variants))
         if self._previous is not None:
             self._update(samples=kept_samples(self._previous, {variant.name for variant in self._able()}))
@@ -231,39 +202,30 @@ class Bench:
             synchronize(self.device)
             stamps.append(time.perf_counter())
 
-        row = Variant(name=candidate.name, kind=candidate.kind, plan=candidate.plan, differs=candidate.differs)
+        row = variant_row(candidate)
         prompt, seed = self.settings.prompts[0], self.settings.seeds[0]
         results: list[Result] = []
         try:
             session = self._session(candidate)
+            if isinstance(session, PeerSession):
+                row = row.model_copy(update={"peer": session.facts})
+                session.prepare(prompt, seed)
+                row = row.model_copy(update={"work": session.work})
             # What a plan computes is not known before it ran.
             for _ in range(max(self.settings.warmup, 1 if candidate.plan.cache is not None else 0)):
                 stamps.clear()
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message="hasten skipped nothing")  # it is in the notes
                     results.append(session.run(prompt, seed, progress=stamp))
-        except Exception as error:
-            if candidate.kind == "reference":
-                raise
-            return row.model_copy(update={"error": _reason(error)})
+        except _failures(candidate) as error:
+            return row.model_copy(update={"error": reason(error)})
         if not results:
             return row
-        record = results[-1].record
-        report: Mapping[str, Any] = record.report or {}
-        return row.model_copy(
-            update={
-                "first_seconds": results[0].record.timings.total,
-                "computed": record.steps.computed,
-                "skipped": record.steps.skipped,
-                "site": report.get("site"),
-                "predictor": report.get("predictor"),
-                "snapshot_bytes": report.get("snapshot_bytes"),
-                "steps": _steps(stamps, record.timings.denoise, report.get("steps")),
-                "notes": record.notes,
-            }
-        )
+        if isinstance(session, PeerSession):
+            return warmed_peer(row, results, stamps, session.shares)
+        return warmed(row, results, stamps)
 
-    def _session(self, candidate: Candidate) -> Session:
+    def _session(self, candidate: Candidate) -> Session | PeerSession:
         if candidate.name not in self._sessions:
             plan = candidate.plan
             key = (plan.precision, plan.sampler)
@@ -277,7 +239,8 @@ class Bench:
                 loaded = load(plan)
                 self._pipes[key] = loaded, Keeper(loaded)
             pipe, keeper = self._pipes[key]
-            self._sessions[candidate.name] = Session.open(plan, self.settings.prompts, pipe=pipe, keeper=keeper)
+            session = Session.open(plan, self.settings.prompts, pipe=pipe, keeper=keeper)
+            self._sessions[candidate.name] = session if candidate.peer is None else PeerSession(session, candidate.peer)
         return self._sessions[candidate.name]
 
     def _able(self) -> list[Variant]:
@@ -308,9 +271,7 @@ class Bench:
                     with self._gpu, warnings.catch_warnings():
                         warnings.filterwarnings("ignore", message="hasten skipped nothing")
                         result = self._session(candidate).run(self.settings.prompts[prompt], seed)
-                except Exception as error:
-                    if candidate.kind == "reference":
-                        raise
+                except _failures(candidate) as error:
                     self._fail(candidate.name, error)
                 else:
                     made[candidate.name] = (result, self._gpu.reading)
@@ -321,22 +282,15 @@ class Bench:
         reference = made[REFERENCE][0] if REFERENCE in made else None
         samples: list[Sample] = []
         for name, (result, gpu) in made.items():
-            record = result.record
-            fits = reference is not None and name != REFERENCE and result.pixels.shape == reference.pixels.shape
             samples.append(
-                Sample(
-                    variant=name,
-                    round=round_,
+                sample_row(
+                    name,
+                    result,
+                    reference if name != REFERENCE else None,
+                    round_=round_,
                     prompt=prompt,
                     seed=seed,
-                    timings=record.timings,
-                    computed=record.steps.computed,
-                    skipped=record.steps.skipped,
-                    peak_bytes=record.memory.peak_bytes,
-                    memory_source=record.memory.source,
-                    digest=hashlib.sha256(result.pixels.contiguous().numpy().tobytes()).hexdigest()[:16],
-                    quality=measure(result, reference) if fits and reference is not None else None,
-                    adherence=_adherence(record.prompt, result),
+                    counted=self.report.variant(name).kind != "peer",
                     gpu=gpu,
                     image=self._save_image(name, result, prompt, seed) if round_ == 0 else None,
                 )
@@ -353,7 +307,8 @@ class Bench:
     def _measure_batches(self) -> None:
         chosen = [one for one in self._candidates if one.kind != "fewer-steps" and not one.differs]
         names = {variant.name for variant in self._able()}
-        sessions = {one.name: self._session(one) for one in chosen if one.name in names}
+        opened = {one.name: self._session(one) for one in chosen if one.name in names}
+        sessions = {name: session for name, session in opened.items() if isinstance(session, Session)}
         prompt, seed = self.settings.prompts[0], self.settings.seeds[0]
         for batch in measure_batches(
             sessions, prompt, seed, self.settings.batch_sizes, known=self.report.batches, tell=self._tell
@@ -361,10 +316,27 @@ class Bench:
             self._update(batches=(*self.report.batches, batch))
             self._save()
 
+    def _measure_peers(self) -> None:
+        """Once this process has given the device's memory back: a peer's process loads the model again."""
+        if not self._peers:
+            return
+        base = self._candidates[0].plan
+        pipe, _ = self._pipes[base.precision, base.sampler]
+        refusals = [(choice, PEERS[choice.name].refuses(pipe)) for choice in self._peers]
+        self._sessions.clear()
+        self._pipes.clear()
+        del pipe
+        clean_up(self.device)
+        processes.measure(self.report, refusals, base, self._folder, tell=self._tell, keep=self._take)
+
+    def _take(self, report: BenchReport) -> None:
+        self.report = report
+        self._save()
+
     def _fail(self, name: str, error: Exception) -> None:
         self._update(
             variants=tuple(
-                variant.model_copy(update={"error": _reason(error)}) if variant.name == name else variant
+                variant.model_copy(update={"error": reason(error)}) if variant.name == name else variant
                 for variant in self.report.variants
             )
         )
@@ -382,34 +354,8 @@ class Bench:
             self._progress(Update(label, len(self.report.samples) + more, total))
 
 
-def _steps(stamps: Sequence[float], denoise: float, rows: Any) -> tuple[Step, ...]:
-    """Times between the ends of steps; the first began when the schedule was set."""
-    if not stamps:
+def _failures(candidate: Candidate) -> tuple[type[Exception], ...]:
+    """Which errors are a row of the table: the reference's never; of a peer any, since its code is somebody else's."""
+    if candidate.kind == "reference":
         return ()
-    seconds = [max(0.0, denoise - (stamps[-1] - stamps[0])), *(b - a for a, b in itertools.pairwise(stamps))]
-    if not rows:
-        return tuple(
-            Step(index=i, sigma=None, computed=True, reason="nothing skipped", seconds=s) for i, s in enumerate(seconds)
-        )
-    if len(rows) != len(seconds):  # a solver whose calls are not its scheduler's steps: no time belongs to one call
-        return ()
-    return tuple(
-        Step(index=i, sigma=row["sigma"], computed=row["computed"], reason=row["reason"], seconds=s)
-        for i, (row, s) in enumerate(zip(rows, seconds, strict=True))
-    )
-
-
-def _adherence(prompt: str, result: Result) -> Adherence | None:
-    """What the scenes checker says, for prompts that are scenes and images that are pictures."""
-    from hasten.metrics.scenes import parse, score
-
-    try:
-        scene = parse(prompt)
-    except ValueError:
-        return None
-    found = score(scene, result.image.convert("RGB"))
-    return Adherence(right=found.right, objects=found.objects)
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, HastenError) else f"{type(error).__name__}: {error}"
+    return (Exception,) if candidate.kind == "peer" else FAILURES

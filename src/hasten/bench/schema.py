@@ -15,7 +15,11 @@ from hasten.plan import Plan
 from hasten.record import Quality, Timings
 
 FILE = "report.json"
-Kind = Literal["reference", "plan", "fewer-steps"]
+Kind = Literal["reference", "plan", "fewer-steps", "peer"]
+Value = bool | int | float | str | list[float]
+"""What a peer's setting can be."""
+VERSION = 2
+"""1 had no peers; it is read as well."""
 
 STATEMENT = (
     "Quality is measured against the reference: the same prompt, seed and steps with nothing skipped. Figures of the "
@@ -23,11 +27,44 @@ STATEMENT = (
 )
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
 
 
-class Settings(_Part):
+class PeerChoice(Part):
+    """A peer of `hasten.bench.peers` and the settings that differ from its published ones."""
+
+    name: str
+    settings: dict[str, Value] = {}
+
+    @property
+    def label(self) -> str:
+        """Its name in tables: `cache-dit residual_diff_threshold=0.12`."""
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self.settings.items())])
+
+
+class PeerFacts(Part):
+    """What was run under a peer's name.
+
+    Attributes:
+        package, version: as pip knows it; None where it is not installed.
+        settings: all that were given to it.
+        source: its paper or its home.
+    """
+
+    package: str
+    version: str | None
+    settings: dict[str, Value]
+    summary: str
+    source: str
+
+    @property
+    def text(self) -> str:
+        """The settings in a line."""
+        return ", ".join(f"{key}={value}" for key, value in self.settings.items()) or "no settings"
+
+
+class Settings(Part):
     """What was asked for; a resumed run has to ask for the same."""
 
     model: str
@@ -36,9 +73,10 @@ class Settings(_Part):
     rounds: int
     warmup: int
     batch_sizes: tuple[int, ...] = ()
+    peers: tuple[PeerChoice, ...] = ()
 
 
-class Machine(_Part):
+class Machine(Part):
     """Where it ran. `memory_bytes` and `driver` are the accelerator's where there is one."""
 
     platform: str
@@ -53,7 +91,7 @@ class Machine(_Part):
     driver: str | None = None
 
 
-class Step(_Part):
+class Step(Part):
     """One step of a warm-up run, the device synchronised after it."""
 
     index: int
@@ -63,11 +101,17 @@ class Step(_Part):
     seconds: float
 
 
-class Variant(_Part):
+class Variant(Part):
     """One row of the benchmark.
 
     Attributes:
-        kind: reference: nothing skipped; fewer-steps: nothing skipped, as many steps as another variant computed.
+        kind: reference: nothing skipped; fewer-steps: nothing skipped, as many steps as another variant computed;
+            peer: another implementation, in a process of its own with the plain pipeline beside it.
+        plan: what hasten applied; of a peer, what its reference ran with.
+        process: the peer in whose process it ran; empty for the benchmark's own.
+        peer: what was run, of a peer.
+        work: of a peer, its arithmetic in whole steps of the reference, counted in a run that is not timed; None where
+            it cannot be counted. Peers do not tell their steps: `computed` and `skipped` are empty.
         differs: what else than its acceleration it changes; not comparable where there is anything.
         first_seconds: the first run, which also chooses kernels, compiles and fills caches.
         steps: every step of the last warm-up run; empty where that was shorter than a real run.
@@ -77,6 +121,9 @@ class Variant(_Part):
     name: str
     kind: Kind
     plan: Plan
+    process: str = ""
+    peer: PeerFacts | None = None
+    work: float | None = None
     differs: tuple[str, ...] = ()
     first_seconds: float | None = None
     computed: int | None = None
@@ -93,7 +140,7 @@ class Variant(_Part):
         return not self.differs
 
 
-class Gpu(_Part):
+class Gpu(Part):
     """What the driver told while an image was made: means over the run. None where it does not tell."""
 
     utilisation: float | None = None
@@ -104,18 +151,20 @@ class Gpu(_Part):
     """In joules, the whole board's."""
 
 
-class Adherence(_Part):
+class Adherence(Part):
     """Whether a scene is what its prompt says, read from the pixels: `right` is everything, `objects` a share."""
 
     right: bool
     objects: float
 
 
-class Sample(_Part):
+class Sample(Part):
     """One image: which, how long it took, what it needed, how close it is to its reference.
 
     Attributes:
         prompt: its number among the settings' prompts.
+        process: the peer in whose process it was made, as the reference it is measured against; empty for the
+            benchmark's own.
         digest: of the pixels; the same seed has to give the same in every round.
         image: file below the report's folder; images are kept of the first round.
     """
@@ -125,18 +174,19 @@ class Sample(_Part):
     prompt: int
     seed: int
     timings: Timings
-    computed: int
-    skipped: int
+    computed: int | None
+    skipped: int | None
     peak_bytes: int
     memory_source: str
     digest: str
+    process: str = ""
     quality: Quality | None = None
     adherence: Adherence | None = None
     gpu: Gpu | None = None
     image: str | None = None
 
 
-class Batch(_Part):
+class Batch(Part):
     """Several images in one call. `seconds` has one value per round; `error` says why there is none."""
 
     variant: str
@@ -146,7 +196,7 @@ class Batch(_Part):
     error: str | None = None
 
 
-class Summary(_Part):
+class Summary(Part):
     """One variant in figures, from its samples. Times are seconds of a whole image unless they say otherwise.
 
     Attributes:
@@ -169,8 +219,8 @@ class Summary(_Part):
     text: float
     denoise: float
     decode: float
-    computed: int
-    skipped: int
+    computed: int | None
+    skipped: int | None
     computed_step: float | None
     skipped_step: float | None
     speedup: float | None
@@ -190,10 +240,10 @@ class Summary(_Part):
     energy: float | None
 
 
-class BenchReport(_Part):
+class BenchReport(Part):
     """A benchmark, whole or as far as it came (`complete`)."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     hasten: str = __version__
     created: datetime = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
     command: str
@@ -215,8 +265,9 @@ class BenchReport(_Part):
         return next(variant for variant in self.variants if variant.name == name)
 
     def of(self, variant: str) -> list[Sample]:
-        """A variant's samples."""
-        return [sample for sample in self.samples if sample.variant == variant]
+        """A variant's samples; of the reference those of the benchmark's own process."""
+        process = next((one.process for one in self.variants if one.name == variant), "")
+        return [sample for sample in self.samples if sample.variant == variant and sample.process == process]
 
     def save(self, folder: Path) -> Path:
         """Write `report.json` in one piece, over an older state of itself."""
@@ -249,11 +300,14 @@ def read_report(path: str | Path) -> BenchReport:
         raise HastenError(f"{file} cannot be read: {reason}") from error
     try:
         data = json.loads(text)
-        if isinstance(data, dict) and data.get("version") not in (1, None):
+        if isinstance(data, dict) and data.get("version", VERSION) not in range(1, VERSION + 1):
             raise HastenError(
-                f"{file} is a report of version {data['version']}; hasten {__version__} reads version 1: upgrade hasten"
+                f"{file} is a report of version {data['version']}; hasten {__version__} reads versions 1 to {VERSION}: "
+                "upgrade hasten"
             )
-        return BenchReport.model_validate_json(text)
+        if isinstance(data, dict):
+            data["version"] = VERSION  # what was added since has defaults
+        return BenchReport.model_validate_json(json.dumps(data))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -10,7 +10,7 @@ from hasten.bench.schema import Batch, BenchReport, Sample, Summary, Variant
 from hasten.bench.statistics import Interval, paired_ratio, percentile
 from hasten.bench.variants import REFERENCE
 
-Cell = tuple[int, int, int]
+Cell = tuple[str, int, int, int]
 
 
 def summarize(report: BenchReport) -> tuple[Summary, ...]:
@@ -20,12 +20,12 @@ def summarize(report: BenchReport) -> tuple[Summary, ...]:
 
 def cell(sample: Sample) -> Cell:
     """What a sample shares with the reference it is measured against."""
-    return (sample.round, sample.prompt, sample.seed)
+    return (sample.process, sample.round, sample.prompt, sample.seed)
 
 
 def pairs(report: BenchReport, variant: str) -> tuple[list[float], list[float]]:
-    """Seconds of the reference and of the variant, for the images that both made in one round."""
-    reference = {cell(sample): sample.timings.total for sample in report.of(REFERENCE)}
+    """Seconds of the reference and of the variant, for the images that both made in one round of one process."""
+    reference = {cell(sample): sample.timings.total for sample in report.samples if sample.variant == REFERENCE}
     both = [
         (reference[cell(sample)], sample.timings.total) for sample in report.of(variant) if cell(sample) in reference
     ]
@@ -75,8 +75,8 @@ def _one(report: BenchReport, variant: Variant) -> Summary:
         text=statistics.median(sample.timings.text for sample in samples),
         denoise=statistics.median(sample.timings.denoise for sample in samples),
         decode=statistics.median(sample.timings.decode for sample in samples),
-        computed=round(statistics.median(sample.computed for sample in samples)),
-        skipped=round(statistics.median(sample.skipped for sample in samples)),
+        computed=_whole(sample.computed for sample in samples),
+        skipped=_whole(sample.skipped for sample in samples),
         computed_step=_median(by_kind[True]),
         skipped_step=_median(by_kind[False]),
         speedup=factor.value if factor else None,
@@ -104,10 +104,10 @@ def batch_rate(batch: Batch) -> float | None:
 
 def unsteady(report: BenchReport) -> list[str]:
     """Variants of which the same prompt and seed gave different pixels in different rounds."""
-    digests: dict[tuple[str, int, int], set[str]] = {}
+    digests: dict[tuple[str, str, int, int], set[str]] = {}
     for sample in report.samples:
-        digests.setdefault((sample.variant, sample.prompt, sample.seed), set()).add(sample.digest)
-    return list(dict.fromkeys(name for (name, _, _), found in digests.items() if len(found) > 1))
+        digests.setdefault((sample.variant, sample.process, sample.prompt, sample.seed), set()).add(sample.digest)
+    return list(dict.fromkeys(name for (name, _, _, _), found in digests.items() if len(found) > 1))
 
 
 def _first_round(samples: Sequence[Sample]) -> list[Sample]:
@@ -125,6 +125,11 @@ def _known(values: Iterable[float | None]) -> list[float]:
 def _median(values: Iterable[float | None]) -> float | None:
     known = _known(values)
     return statistics.median(known) if known else None
+
+
+def _whole(values: Iterable[int | None]) -> int | None:
+    middle = _median(values)
+    return None if middle is None else round(middle)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

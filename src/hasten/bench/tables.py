@@ -13,13 +13,19 @@ NONE = "–"
 
 
 class Table(NamedTuple):
-    """Rows of text below a head; `marks` has a word for each row: reference, plan, fewer-steps, apart or error."""
+    """Rows of text below a head.
+
+    Attributes:
+        marks: a word for each row: its variant's kind, apart or error.
+        words: its columns are words, not figures.
+    """
 
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     marks: tuple[str, ...]
     caption: str = ""
+    words: bool = False
 
 
 def overview(report: BenchReport) -> Table:
@@ -37,7 +43,7 @@ def overview(report: BenchReport) -> Table:
                 variant.name + (" *" if variant.differs else ""),
                 f"{summary.median:.3f} s",
                 speed(summary, variant.name),
-                f"{summary.computed} of {summary.computed + summary.skipped}",
+                steps_text(variant, summary),
                 f"{1000 * summary.per_step:.1f} ms",
                 psnr_text(summary, variant.name),
                 figure(summary.ssim, ".4f"),
@@ -55,6 +61,11 @@ def overview(report: BenchReport) -> Table:
         "the variant's time, image by image, with a 95 % bootstrap interval. fewer-steps N is the plain pipeline at N "
         "steps."
     )
+    if any(v.kind == "peer" for v in report.variants):
+        caption += (
+            " A peer runs in a process of its own, in turn with the plain pipeline there, and is measured against it; "
+            "≈ is its arithmetic in whole steps."
+        )
     apart = [f"{v.name} {', '.join(v.differs)}" for v in report.variants if v.differs]
     if apart:
         caption += f" * not comparable: {'; '.join(apart)}."
@@ -113,6 +124,25 @@ def power(report: BenchReport) -> Table | None:
     return Table("GPU", ("variant", "utilisation", "power", "energy per image"), rows, marks)
 
 
+def peers(report: BenchReport) -> Table | None:
+    """What was run under the names of peers; None without any."""
+    rows = tuple(
+        (
+            variant.name,
+            f"{variant.peer.package} {variant.peer.version or '(not installed)'}",
+            variant.peer.summary,
+            variant.peer.text,
+            variant.peer.source,
+        )
+        for variant in report.variants
+        if variant.peer is not None
+    )
+    if not rows:
+        return None
+    marks = tuple(mark(variant) for variant in report.variants if variant.peer is not None)
+    return Table("Peers", ("peer", "package", "what it is", "settings", "source"), rows, marks, words=True)
+
+
 def batches(report: BenchReport) -> Table | None:
     """Several images at once; None where that was not measured."""
     if not report.batches:
@@ -133,7 +163,8 @@ def batches(report: BenchReport) -> Table | None:
 
 
 def all_tables(report: BenchReport) -> list[Table]:
-    return [table for table in (overview(report), stages(report), power(report), batches(report)) if table is not None]
+    tables = (overview(report), peers(report), stages(report), power(report), batches(report))
+    return [table for table in tables if table is not None]
 
 
 def facts(report: BenchReport) -> list[tuple[str, str]]:
@@ -174,6 +205,14 @@ def mark(variant: Variant) -> str:
     if variant.error is not None:
         return "error"
     return "apart" if variant.differs else variant.kind
+
+
+def steps_text(variant: Variant, summary: Summary) -> str:
+    """How many steps were computed, or what a peer's arithmetic amounts to."""
+    steps = variant.plan.generation.num_inference_steps
+    if summary.computed is not None and summary.skipped is not None:
+        return f"{summary.computed} of {summary.computed + summary.skipped}"
+    return NONE if variant.work is None else f"≈ {variant.work:.1f} of {steps}"
 
 
 def speed(summary: Summary, name: str) -> str:

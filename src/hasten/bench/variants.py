@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from hasten.bench.schema import Kind
+from hasten.bench.schema import Kind, PeerChoice
 from hasten.errors import HastenError, PlanError
 from hasten.plan import Plan, build_plan, load_plan
 
@@ -26,6 +26,7 @@ class Candidate:
     kind: Kind
     plan: Plan
     differs: tuple[str, ...] = ()
+    peer: PeerChoice | None = None
 
 
 Source = Plan | Mapping[str, Any] | str | Path

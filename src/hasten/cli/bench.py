@@ -11,7 +11,7 @@ from hasten.errors import HastenError
 
 if TYPE_CHECKING:
     from hasten.bench.run import Update
-    from hasten.bench.schema import BenchReport
+    from hasten.bench.schema import BenchReport, PeerChoice
     from hasten.plan import Plan
 
 app = typer.Typer()
@@ -46,6 +46,18 @@ def bench(
     batch_sizes: Annotated[
         str | None,
         typer.Option("--batch-sizes", rich_help_panel=_WHAT, help="Also so many images in one call: 1,2,4,8."),
+    ] = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", rich_help_panel=_WHAT, help="Also every other implementation that hasten knows.")
+    ] = False,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peer",
+            metavar="NAME[:KEY=V,…]",
+            rich_help_panel=_WHAT,
+            help="Also this one, with settings of its own: --peer deepcache:cache_interval=5. May be given again.",
+        ),
     ] = None,
     rounds: Annotated[
         int | None,
@@ -94,6 +106,8 @@ def bench(
     """Measure plans beside the reference and write report.json, report.md and report.html.
 
     Example: hasten bench --plans taylorseer,reuse --prompts builtin:20 --seeds 3 --out outputs/bench
+
+    Example: hasten bench --peers --prompts builtin:5
     """
     from hasten.bench.schema import FILE, read_report
 
@@ -101,6 +115,7 @@ def bench(
     base = _base(values)
     texts = _prompts(prompts, prompt or [])
     sizes = _sizes(batch_sizes)
+    choices = _peers(peer or [], every=peers)
     there = (out / FILE).exists()
     if there and not resume:
         raise HastenError(f"{out / FILE} is there already: go on with it (--resume), or name another folder (--out)")
@@ -114,6 +129,7 @@ def bench(
         warmup=warmup,
         sweeps=sweep or [],
         batch_sizes=sizes,
+        peers=choices,
         out=out,
         previous=previous,
         as_json=json_output,
@@ -148,6 +164,15 @@ def _sizes(text: str | None) -> list[int]:
     if not all(part.isdecimal() and int(part) for part in parts):
         raise HastenError(f"--batch-sizes {text}: write whole numbers with commas between them, such as 1,2,4")
     return [int(part) for part in parts]
+
+
+def _peers(texts: list[str], *, every: bool) -> tuple[PeerChoice, ...]:
+    if not texts and not every:
+        return ()
+    from hasten.bench.peers import every_peer, parse_peer
+
+    chosen = [parse_peer(text) for text in texts]
+    return every_peer(chosen) if every else tuple(chosen)
 
 
 def _run(base: Plan, *, as_json: bool, quiet: bool, out: Path, **settings: Any) -> None:

@@ -50,7 +50,8 @@ def _show(comparison: Comparison) -> None:
         table.add_column(name, justify="right")
     table.add_column("")
     for change in comparison.changes:
-        steps = "–" if change.computed is None else " → ".join(map(str, dict.fromkeys(change.computed)))
+        counts = change.computed or (None,)
+        steps = "–" if None in counts else " → ".join(map(str, dict.fromkeys(counts)))
         verdict = Text(", ".join(change.verdicts), style="bold red" if change.regressed else "green")
         table.add_row(
             Text(change.variant),
