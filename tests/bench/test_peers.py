@@ -263,8 +263,8 @@ def test_an_interrupt_lets_a_peers_process_keep_what_it_measured(
     home.mkdir()
     (tmp_path / "theirs.json").write_text(theirs(tmp_path).model_dump_json())
     code = f"""
-print(json.dumps(["warm-up", 0]), flush=True)
 try:
+    print(json.dumps(["warm-up", 0]), flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     pathlib.Path(sys.argv[3], "report.json").write_text(pathlib.Path({str(tmp_path / "theirs.json")!r}).read_text())
