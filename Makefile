@@ -4,6 +4,8 @@ VENV ?= .venv
 # torch comes first and by itself, so that a CPU build which is at hand is taken and no other package chooses another.
 # Elsewhere a CPU build needs its index: make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
+# Test processes; more than one core each would only make small tensors wait for each other.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); test $$n -gt 4 && echo 4 || echo $$n)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -31,7 +33,7 @@ demo: $(READY)
 	$(BIN)/hasten generate "a red circle left of a blue square" --compare
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not peer"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not gpu and not peer"
 
 check: $(READY)
 	$(BIN)/ruff check .
