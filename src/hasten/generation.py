@@ -228,7 +228,7 @@ class Session:
             HastenError: out of memory, or an output that is no image.
         """
         plan = self.plan if accelerated else without_passes(self.plan)
-        rows = self.keeper.engage(plan)
+        self.keeper.engage(plan)
         call = call_arguments(self.pipe, plan, prompt, seed)
         arguments = dict(call.arguments) if batch == 1 else batched(call.arguments, seed, batch)
         if steps is not None:
@@ -313,7 +313,8 @@ class Session:
             memory=records.Memory(peak_bytes=memory.bytes or 0, source=memory.source),
             report=report.to_dict() if report is not None else None,
             passes=tuple(
-                records.Pass(name=r.name, component=r.component, what=r.what, figures=r.figures) for r in rows
+                records.Pass(name=r.name, component=r.component, what=r.what, figures=r.figures)
+                for r in self.keeper.rows
             ),
             notes=(*notes, *(report.notes if report is not None else ())),
         )

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def state(pipe: Any) -> list[Any]:
+def state(pipe: Any, *, places: bool = True) -> list[Any]:
     """Every attribute of every module in order, the weights by identity, place and format; the pipeline's own too."""
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
     modules = [(f"{name}.{inner}", module) for name, part in parts.items() for inner, module in part.named_modules()]
@@ -15,7 +15,7 @@ def state(pipe: Any) -> list[Any]:
     return [
         scheduler,
         *(
-            (name, key, _plain(value))
+            (name, key, _plain(value, places))
             for name, owner in [("pipeline", pipe), *modules]
             for key, value in vars(owner).items()
             if not _is_a_trace_of_running(key)
@@ -30,11 +30,11 @@ def _is_a_trace_of_running(key: str) -> bool:
     )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, places: bool) -> Any:
     if isinstance(value, dict):
-        return [(key, _plain(inner)) for key, inner in value.items()]
+        return [(key, _plain(inner, places)) for key, inner in value.items()]
     if isinstance(value, Tensor):
-        return id(value), value.dtype, value.device, value.data_ptr()
+        return id(value), value.dtype, value.device, value.data_ptr() if places else 0
     if isinstance(value, (list, tuple, set)):
         return len(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else id(value)

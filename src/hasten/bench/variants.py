@@ -13,6 +13,7 @@ import yaml
 from hasten.bench.schema import Kind, PeerChoice
 from hasten.errors import HastenError, PlanError
 from hasten.plan import Plan, build_plan, load_plan
+from hasten.plan.speed import SPEED
 
 REFERENCE = "reference"
 _OF_THE_BENCHMARK = ("version", "model", "device", "seed", "io")  # one for all variants, whatever a plan says
@@ -102,9 +103,12 @@ def lay_over(base: Plan, plan: Plan) -> Plan:
     """
     values, own = base.to_dict(), plan.to_dict()
     values["cache"] = own["cache"]
-    for section in ("generation", "precision", "sampler"):
+    for section in ("generation", *SPEED):
         named = getattr(plan, section).model_fields_set - {"num_images"}
-        values[section] = {**values[section], **{key: own[section][key] for key in named if key in own[section]}}
+        values[section] = {
+            **values.get(section, {}),
+            **{key: own[section][key] for key in named if key in own[section]},
+        }
     return load_plan(values)
 
 

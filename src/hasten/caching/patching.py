@@ -78,6 +78,10 @@ class Border(Tap):
     """A tap that any other may stand before: it changes the form of what passes, and skips nothing."""
 
 
+class Compiled(Tap):
+    """A tap on `forward` that runs compiled code in its place."""
+
+
 def is_tapped(owner: Any, name: str) -> bool:
     """Whether a live tap stands before the attribute, borders aside."""
     found = vars(owner).get(name)
@@ -91,4 +95,5 @@ def is_compiled(module: nn.Module) -> bool:
     found = vars(module).get(CALL)
     while isinstance(found, Tap):
         found = found.covered
-    return hasattr(module, "_orig_mod") or found is not None
+    whole = isinstance(vars(module).get("forward"), Compiled)
+    return whole or hasattr(module, "_orig_mod") or found is not None

@@ -12,29 +12,36 @@ from contextlib import ExitStack
 from typing import Any
 
 from hasten.caching.report import PassRow
-from hasten.passes.change import Change
+from hasten.passes.attention import attention
+from hasten.passes.change import Change, Done
+from hasten.passes.compile import compile_
+from hasten.passes.conflicts import check_conflicts
+from hasten.passes.memory import memory
 from hasten.passes.precision import precision
 from hasten.passes.sampler import sampler
 from hasten.passes.target import Target
 from hasten.plan import Plan
+from hasten.plan.speed import SPEED
 
 Pass = Callable[[Target, Plan], Iterator[Change]]
 
-PASSES: tuple[Pass, ...] = (sampler, precision)
-SECTIONS = ("sampler", "precision")
-"""The sections of a plan that the passes read."""
+PASSES: tuple[Pass, ...] = (sampler, precision, attention, compile_, memory)
 
 
 class Passes:
-    """The passes at work on a pipeline.
+    """The passes at work on a pipeline."""
 
-    Attributes:
-        rows: what was really done, in order.
-    """
-
-    def __init__(self, rows: tuple[PassRow, ...], undo: ExitStack) -> None:
-        self.rows = rows
+    def __init__(self, made: list[tuple[Change, Done]], undo: ExitStack) -> None:
+        self._made = [(change, done) for change, done in made if change.what]
         self._undo = undo
+
+    @property
+    def rows(self) -> tuple[PassRow, ...]:
+        """What was really done, in order, with what was measured so far."""
+        return tuple(
+            PassRow(change.name, change.component, change.what, {**done.figures, **done.live()})
+            for change, done in self._made
+        )
 
     def remove(self) -> None:
         """Leave everything as it was, the last change first. Doing it twice does no harm."""
@@ -50,21 +57,21 @@ def apply_passes(pipe: Any, plan: Plan) -> Passes:
     Raises:
         PassError: something that this pipeline or machine cannot take. Nothing is changed then, nor by any other error.
     """
+    check_conflicts(plan)
     target = Target.of(pipe)
     changes = [change for one in PASSES for change in one(target, plan)]
-    rows: list[PassRow] = []
+    made: list[tuple[Change, Done]] = []
     with ExitStack() as stack:
         for change in changes:
             done = change.make()
             stack.callback(done.undo)
-            if change.what:
-                rows.append(PassRow(change.name, change.component, change.what, dict(done.figures)))
-        return Passes(tuple(rows), stack.pop_all())
+            made.append((change, done))
+        return Passes(made, stack.pop_all())
 
 
 def wants_passes(plan: Plan) -> bool:
     """Whether a plan names anything for the passes to do."""
-    return any(getattr(plan, name) != type(plan).model_fields[name].default for name in SECTIONS)
+    return any(getattr(plan, name) != type(plan).model_fields[name].default for name in SPEED)
 
 
 class Keeper:
@@ -78,19 +85,23 @@ class Keeper:
         self._passes: Passes | None = None
         self._sections: tuple[object, ...] = ()
 
-    def engage(self, plan: Plan) -> tuple[PassRow, ...]:
-        """Have the passes of this plan at work, and no others; tell what they did.
+    @property
+    def rows(self) -> tuple[PassRow, ...]:
+        """What was done for the plan that is at work."""
+        return self._passes.rows if self._passes is not None else ()
+
+    def engage(self, plan: Plan) -> None:
+        """Have the passes of this plan at work, and no others.
 
         Raises:
             PassError: as `apply_passes`; none are at work then.
         """
-        sections = tuple(getattr(plan, name) for name in SECTIONS)
+        sections = tuple(getattr(plan, name) for name in SPEED)
         if sections != self._sections:
             self.release()
             if wants_passes(plan):
                 self._passes = apply_passes(self._pipe, plan)
             self._sections = sections
-        return self._passes.rows if self._passes is not None else ()
 
     def release(self) -> None:
         """Take off whatever is at work."""
@@ -103,6 +114,4 @@ def without_passes(plan: Plan) -> Plan:
     """The reference of a plan: its formats and its sampler, and nothing that makes it faster."""
     fields = type(plan).model_fields
     kept = ("precision", "sampler")
-    return plan.model_copy(
-        update={"cache": None} | {name: fields[name].default for name in SECTIONS if name not in kept}
-    )
+    return plan.model_copy(update={"cache": None} | {name: fields[name].default for name in SPEED if name not in kept})

@@ -11,11 +11,14 @@ from hasten.plan.build import build_plan, load_plan
 from hasten.plan.overlay import preset_names, read_preset
 from hasten.plan.sampling import Sampler
 from hasten.plan.schema import Cache, Generation, Output, Plan
-from hasten.plan.speed import Precision
+from hasten.plan.speed import Attention, Compile, Memory, Precision
 
 __all__ = [
+    "Attention",
     "Cache",
+    "Compile",
     "Generation",
+    "Memory",
     "Output",
     "Plan",
     "Precision",

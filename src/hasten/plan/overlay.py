@@ -227,6 +227,8 @@ def _long_form(name: str, section: type[BaseModel], value: Any) -> Any:
     choice = getattr(section, "short_form", None)
     if choice is not None and isinstance(value, str):
         return _Anew({choice: value})
+    if isinstance(value, bool) and "enabled" in section.model_fields:
+        return {"enabled": value}
     return {} if value is None and name != "cache" else value
 
 

@@ -19,7 +19,7 @@ from pydantic import (
 from hasten.plan.checks import cross_check
 from hasten.plan.sampling import Sampler
 from hasten.plan.section import Number, Section, Text, Whole
-from hasten.plan.speed import Precision
+from hasten.plan.speed import SPEED, Attention, Compile, Memory, Precision
 from hasten.plan.values import as_device, as_dtype, as_name, ascending
 
 DEFERRED = "hasten: the combinations are checked by the caller"
@@ -202,6 +202,9 @@ class Plan(Section):
     """auto, cpu, cuda, npu, hpu, xpu or mps, with an index where there are several: `cuda:1`."""
     precision: Precision = Precision()
     sampler: Sampler = Sampler()
+    attention: Attention = Attention()
+    compile: Compile = Compile()
+    memory: Memory = Memory()
     cache: Caches | None = None
     """null skips nothing: the reference. A list of sections stacks them."""
     generation: Generation = Generation()
@@ -245,6 +248,8 @@ def _plain(section: BaseModel) -> dict[str, Any]:
             continue
         if isinstance(value, BaseModel):
             value = _plain(value)
+            if not value and name in SPEED:  # nothing is set in it
+                continue
         elif isinstance(value, Path):
             value = str(value)
         elif isinstance(value, tuple):

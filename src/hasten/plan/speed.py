@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
-from hasten.plan.section import Section
-from hasten.plan.values import as_dtype
+from hasten.plan.section import Section, Text, Whole
+from hasten.plan.values import as_bytes, as_dtype, as_name
+
+SPEED = ("sampler", "precision", "attention", "compile", "memory")
+"""The sections of a plan that are put on a pipeline before the cache."""
 
 ComponentDtype = Annotated[Literal["fp32", "fp16", "bf16", "fp8", "fp8_e5m2"], BeforeValidator(as_dtype)]
 
@@ -41,3 +45,78 @@ class Precision(Section):
         "text_encoder_2",
         "text_encoder_3",
     )
+
+
+class Attention(Section):
+    """How denoisers compute attention. A null leaves things as they are."""
+
+    short_form = "backend"
+
+    kernel: Annotated[Literal["math", "flash", "efficient", "cudnn"], BeforeValidator(as_name)] | None = None
+    """Which of torch's kernels for scaled dot-product attention."""
+    backend: Annotated[Text, BeforeValidator(as_name)] | None = None
+    """One of diffusers' attention backends: native, flash, _flash_3, sage, xformers, flex, …"""
+    slicing: Literal["auto", "max"] | Whole | None = None
+    """Compute a part of the heads at a time: `auto` is half of them, `max` one, a number so many."""
+    fused_qkv: bool | None = None
+    """Queries, keys and values by one product."""
+    channels_last: bool | None = None
+    """The order in memory that convolutions are fast in."""
+
+
+class Compile(Section):
+    """torch.compile. It is on where `enabled` says so, or where it says nothing and another key is set."""
+
+    short_form = "mode"
+
+    enabled: bool | None = None
+    scope: Annotated[Literal["blocks", "model"], BeforeValidator(as_name)] | None = None
+    """The blocks that are alike, compiled once for all of them, or the whole denoiser. null: blocks."""
+    mode: (
+        Annotated[
+            Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
+            BeforeValidator(as_name),
+        ]
+        | None
+    ) = None
+    fullgraph: bool | None = None
+    """Make an error of whatever cannot be compiled in one piece."""
+    dynamic: bool | None = None
+    """Compile for any size, or for each size anew. null: torch sees."""
+    compile_vae: bool | None = None
+    """The VAE's decoder, too."""
+    backend: Text | None = Field(default=None, min_length=1)
+    """null: inductor."""
+    inductor: Annotated[Literal["diffusers", "freezing"], BeforeValidator(as_name)] | None = None
+    """Flags of inductor: those of diffusers' chapter on speed, or weights taken for constants."""
+    cache_dir: Path | None = None
+    """Where compiled code is kept for the next process. null: torch's own folder."""
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is compiled."""
+        return self.enabled if self.enabled is not None else self != Compile()
+
+
+class Memory(Section):
+    """Less memory for some time. A null leaves things as they are."""
+
+    short_form = "limit"
+
+    limit: Annotated[float, BeforeValidator(as_bytes), Field(gt=0)] | None = None
+    """In bytes, or with a unit: 8GiB. The cheapest settings that keep it are chosen, in place of the others here."""
+    vae_slicing: bool | None = None
+    """Decode the images of a batch one by one."""
+    vae_tiling: bool | None = None
+    """Decode large images tile by tile."""
+    free_text_encoder: bool | None = None
+    """Move it away once the prompt is encoded."""
+    offload: Annotated[Literal["model", "sequential", "group"], BeforeValidator(as_name)] | None = None
+    """Keep weights elsewhere until they are used: part by part, layer by layer, or in groups."""
+    group: Annotated[Literal["leaf", "block"], BeforeValidator(as_name)] | None = None
+    """The groups of `offload: group`: single layers, or blocks. null: leaf."""
+    blocks_per_group: Whole | None = Field(default=None, ge=1)
+    stream: bool | None = None
+    """Copy the next group while the last one computes."""
+    disk: Path | None = None
+    """The folder in which weights wait, in place of the CPU's memory."""

@@ -74,3 +74,18 @@ def ascending(value: Any) -> Any:
             return sorted(set(steps))
         return steps
     return value
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def as_bytes(value: Any) -> Any:
+    """`8GiB`, `512 MB` or a number of bytes."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"([\d.]+)\s*([a-z]*)", value.strip().lower())
+        if match and match[2] in _UNITS and match[1].count(".") <= 1 and match[1] != ".":
+            return float(match[1]) * _UNITS[match[2]]
+        raise PydanticCustomError(
+            SAID, "must be bytes with a unit, such as 8GiB or 512MB, not '{value}'", {"value": value}
+        )
+    return no_boolean(value)

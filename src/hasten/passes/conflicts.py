@@ -1,0 +1,114 @@
+"""Which passes go together: one table, that the planner refuses by and that the documentation prints.
+
+A pair that is not in the table of conflicts is tested: see `tests/passes/test_pairs.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from hasten.errors import PassError
+from hasten.plan import Plan
+
+# Other sites leave single blocks, or parts of them, out of a skipped step, so that these have to be called one by one.
+_WHOLE_SITES = (None, "output", "latent")
+
+
+def _formats(plan: Plan) -> list[str]:
+    values = [plan.precision.dtype, *(getattr(plan.precision, name) for name in plan.precision.COMPONENTS)]
+    return [value for value in values if value is not None]
+
+
+FEATURES: dict[str, Callable[[Plan], bool]] = {
+    "formats": lambda plan: any(value in ("fp32", "fp16", "bf16") for value in _formats(plan)),
+    "fp8 storage": lambda plan: any(value.startswith("fp8") for value in _formats(plan)),
+    "attention.kernel": lambda plan: plan.attention.kernel is not None,
+    "attention.backend": lambda plan: plan.attention.backend is not None,
+    "attention.slicing": lambda plan: plan.attention.slicing is not None,
+    "attention.fused_qkv": lambda plan: bool(plan.attention.fused_qkv),
+    "attention.channels_last": lambda plan: bool(plan.attention.channels_last),
+    "cache of the output": lambda plan: any(cache.site in _WHOLE_SITES for cache in plan.caches),
+    "cache of blocks": lambda plan: any(cache.site not in _WHOLE_SITES for cache in plan.caches),
+    "compile.scope: blocks": lambda plan: plan.compile.on and plan.compile.scope != "model",
+    "compile.scope: model": lambda plan: plan.compile.on and plan.compile.scope == "model",
+    "memory.vae_slicing": lambda plan: bool(plan.memory.vae_slicing),
+    "memory.vae_tiling": lambda plan: bool(plan.memory.vae_tiling),
+    "offload: group, leaf": lambda plan: plan.memory.offload == "group" and plan.memory.group != "block",
+    "offload: group, block": lambda plan: plan.memory.offload == "group" and plan.memory.group == "block",
+}
+"""What can be on in a plan, in the order in which it is applied."""
+
+
+class Pair(NamedTuple):
+    """Two features that do not go together, and why not."""
+
+    first: str
+    second: str
+    reason: str
+
+
+_SLICES = "attention in slices is computed by plain products, and no kernel is asked"
+
+_COMING = "weights come and go inside of what is compiled; take scope: blocks with group: block"
+
+CONFLICTS = (
+    Pair(
+        "fp8 storage",
+        "attention.fused_qkv",
+        "the fused weights would be made of stored ones, and nothing would widen them when they are used",
+    ),
+    Pair("attention.kernel", "attention.backend", "both choose the kernel; give one of them"),
+    Pair("attention.kernel", "attention.slicing", _SLICES),
+    Pair("attention.backend", "attention.slicing", _SLICES),
+    Pair(
+        "attention.slicing",
+        "attention.fused_qkv",
+        "slices are computed from the separate projections, so that the fused ones would not be used",
+    ),
+    Pair(
+        "cache of blocks",
+        "compile.scope: model",
+        "blocks of a model that is compiled as a whole cannot be left out; take scope: blocks, or site: output",
+    ),
+    Pair("compile.scope: blocks", "offload: group, leaf", _COMING),
+    Pair("compile.scope: model", "offload: group, leaf", _COMING),
+    Pair("compile.scope: model", "offload: group, block", _COMING),
+)
+
+
+def check_conflicts(plan: Plan) -> None:
+    """Refuse a plan in which two passes exclude each other.
+
+    Raises:
+        PassError: with every such pair.
+    """
+    on = {name for name, is_on in FEATURES.items() if is_on(plan)}
+    found = [pair for pair in CONFLICTS if {pair.first, pair.second} <= on]
+    if found:
+        raise PassError(
+            "\n".join(f"{pair.first} and {pair.second} do not go together: {pair.reason}" for pair in found)
+        )
+
+
+def alternatives(first: str, second: str) -> bool:
+    """Whether two features are two values of one setting, so that they cannot meet."""
+    return ":" in first and first.partition(":")[0] == second.partition(":")[0]
+
+
+def matrix() -> str:
+    """The table of all pairs, and the reasons, as Markdown."""
+    names = list(FEATURES)
+    reasons = list(dict.fromkeys(pair.reason for pair in CONFLICTS))
+    refused = {frozenset((pair.first, pair.second)): reasons.index(pair.reason) + 1 for pair in CONFLICTS}
+
+    def cell(first: str, second: str) -> str:
+        number = refused.get(frozenset((first, second)))
+        return f"no ({number})" if number else "–" if alternatives(first, second) else "yes"
+
+    rows = [
+        [first, *("" if column <= row else cell(first, second) for column, second in enumerate(names) if column)]
+        for row, first in enumerate(names[:-1])
+    ]
+    table = ["| " + " | ".join(line) + " |" for line in [["", *names[1:]], ["---"] * len(names), *rows]]
+    return "\n".join([*table, "", *(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1))])

@@ -1,0 +1,117 @@
+"""Compilation: by blocks or as a whole, counted, cached beside, and taken off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from hasten import accelerate
+from hasten.errors import PassError
+from hasten.passes.compile import blocks_of, options
+from hasten.plan.speed import Compile
+from passes.states import state
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:torch")
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture(scope="module")
+def qwen() -> Any:
+    return tiny.qwen(4)
+
+
+def figures(handle: Any) -> dict[str, Any]:
+    return dict(handle.report().passes[0].figures)
+
+
+def test_equal_blocks_are_compiled_once_and_never_again_at_a_fixed_shape(qwen: Any) -> None:
+    plain = qwen(**tiny.qwen_call(steps=3, guided=False)).images
+    before = state(qwen)
+    with accelerate(qwen, "none", compile={"backend": "eager"}) as handle:
+        result = qwen(**tiny.qwen_call(steps=3, guided=False)).images
+        first = figures(handle)
+        qwen(**tiny.qwen_call(steps=3, guided=False, seed=1))
+        assert figures(handle) == first
+        assert "compile: transformer: 4 blocks, each by itself (eager)" in str(handle.report())
+    assert first["compilations"] >= 1
+    assert first["graph_breaks"] == 0
+    assert first["recompilations"] <= 1  # fewer than there are blocks
+    assert torch.allclose(result, plain, atol=1e-4)
+    assert state(qwen) == before
+
+
+@pytest.mark.parametrize(("scope", "site"), [("blocks", "residual"), ("blocks", "span"), ("model", "output")])
+def test_skipped_steps_run_no_compiled_code(qwen: Any, scope: str, site: str) -> None:
+    call = {"steps": 6, "guided": False}
+    with accelerate(qwen, "reuse", interval=2, first_enhance=1, site=site):
+        expected = qwen(**tiny.qwen_call(**call)).images
+    settings = {"scope": scope, "backend": "eager"}
+    with accelerate(qwen, "reuse", interval=2, first_enhance=1, site=site, compile=settings) as handle:
+        qwen(**tiny.qwen_call(**call))
+        warm = figures(handle)
+        result = qwen(**tiny.qwen_call(**call)).images
+        report = handle.report()
+        assert figures(handle) == warm
+    assert (report.site, report.notes) == (site, ())
+    assert report.skipped_steps >= 2
+    assert torch.allclose(result, expected, atol=1e-4)
+
+
+def test_a_whole_model_has_its_output_predicted_where_no_site_was_asked_for(qwen: Any) -> None:
+    with accelerate(qwen, interval=2, first_enhance=1, compile={"scope": "model", "backend": "eager"}) as handle:
+        qwen(**tiny.qwen_call(steps=5, guided=False))
+        assert handle.report().site == "output"
+        assert any("compiled as a whole" in note for note in handle.report().notes)
+
+
+def test_the_decoder_can_be_compiled_too() -> None:
+    pipe = tiny.stable_diffusion()
+    with accelerate(pipe, "none", compile={"compile_vae": True, "backend": "eager"}) as handle:
+        assert {row.component for row in handle.report().passes} == {"pipeline", "unet", "vae"}
+
+
+def test_what_is_off_stays_off(qwen: Any) -> None:
+    with accelerate(qwen, "none", compile={"enabled": False, "mode": "max-autotune"}) as handle:
+        assert handle.report().passes == ()
+
+
+def test_settings_reach_torch() -> None:
+    assert options(Compile(mode="max-autotune", fullgraph=True)) == {
+        "backend": "inductor",
+        "mode": "max-autotune",
+        "fullgraph": True,
+        "dynamic": None,
+    }
+    both = options(Compile(mode="max-autotune", inductor="diffusers", dynamic=False))
+    assert "mode" not in both
+    assert both["options"]["conv_1x1_as_mm"]
+    assert both["options"]["max_autotune"]
+
+
+def test_a_compiler_that_is_not_there_is_refused(qwen: Any) -> None:
+    with pytest.raises(PassError, match=r"compile\.backend: torch has no 'inductr' here; it has .*inductor"):
+        accelerate(qwen, "none", compile={"backend": "inductr"})
+
+
+def test_blocks_are_those_that_the_model_names_or_its_lists(qwen: Any) -> None:
+    assert blocks_of(qwen.transformer) == list(qwen.transformer.transformer_blocks)
+    names = {type(block).__name__ for block in blocks_of(tiny.stable_diffusion().unet)}
+    assert names == {"BasicTransformerBlock"}
+
+
+@pytest.mark.slow
+def test_inductor_computes_the_same_image(qwen: Any, tmp_path: Any) -> None:
+    plain = qwen(**tiny.qwen_call(steps=3, guided=False)).images
+    with accelerate(qwen, "none", compile={"inductor": "freezing", "cache_dir": str(tmp_path)}):
+        result = qwen(**tiny.qwen_call(steps=3, guided=False)).images
+    assert torch.allclose(result, plain, atol=1e-3)
+    assert any(tmp_path.iterdir())
