@@ -55,7 +55,7 @@ def test_a_limit_chooses_the_cheapest_settings_and_says_which(qwen: Any) -> None
     pipe = prompted.qwen()
     with accelerate(pipe, "none", memory="64GiB", width=32, height=32) as handle:
         assert "limit 64.00 GiB: nothing to do, estimated 0.00 GiB" in str(handle.report())
-    with accelerate(pipe, "none", memory={"limit": "30 MiB"}, width=512, height=512) as handle:
+    with accelerate(pipe, "none", memory={"limit": "10 MiB"}, width=512, height=512) as handle:
         assert "VAE in tiles" in str(handle.report())
         assert pipe.vae.use_tiling
     with pytest.raises(

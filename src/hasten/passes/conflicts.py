@@ -41,14 +41,26 @@ FEATURES: dict[str, Callable[[Plan], bool]] = {
 
 
 class Pair(NamedTuple):
-    """Two features that do not go together, and why not."""
+    """Two features that do not go together, and why not.
+
+    Attributes:
+        only: the conflict is there in these plans alone; the reason says in which.
+    """
 
     first: str
     second: str
     reason: str
+    only: Callable[[Plan], bool] = lambda plan: True
 
 
 _SLICES = "attention in slices is computed by plain products, and no kernel is asked"
+
+_TO_DISK = "channels-last weights cannot be written to disk; without memory.disk they can be moved"
+
+
+def _on_disk(plan: Plan) -> bool:
+    return plan.memory.disk is not None
+
 
 _COMING = "weights come and go inside of what is compiled; take scope: blocks with group: block"
 
@@ -71,6 +83,8 @@ CONFLICTS = (
         "compile.scope: model",
         "blocks of a model that is compiled as a whole cannot be left out; take scope: blocks, or site: output",
     ),
+    Pair("attention.channels_last", "offload: group, leaf", _TO_DISK, _on_disk),
+    Pair("attention.channels_last", "offload: group, block", _TO_DISK, _on_disk),
     Pair("compile.scope: blocks", "offload: group, leaf", _COMING),
     Pair("compile.scope: model", "offload: group, leaf", _COMING),
     Pair("compile.scope: model", "offload: group, block", _COMING),
@@ -84,7 +98,7 @@ def check_conflicts(plan: Plan) -> None:
         PassError: with every such pair.
     """
     on = {name for name, is_on in FEATURES.items() if is_on(plan)}
-    found = [pair for pair in CONFLICTS if {pair.first, pair.second} <= on]
+    found = [pair for pair in CONFLICTS if {pair.first, pair.second} <= on and pair.only(plan)]
     if found:
         raise PassError(
             "\n".join(f"{pair.first} and {pair.second} do not go together: {pair.reason}" for pair in found)

@@ -7,6 +7,7 @@ compared before and after.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ def reversible(root: Any, operation: Callable[[], object], *, weights: bool = Fa
     """
     before = {id(holder): (holder, dict(holder)) for holder in _holders(root)}
     try:
+        _copy_registries(root)
         if weights:
             _alias(root)
         operation()
@@ -50,6 +52,23 @@ def _holders(root: Any) -> Iterator[dict[Any, Any]]:
     for owner in root.modules() if isinstance(root, nn.Module) else [root]:
         yield vars(owner)
         yield from (value for value in vars(owner).values() if isinstance(value, dict))
+    yield from _registries(root)
+
+
+def _registries(root: Any) -> Iterator[dict[Any, Any]]:
+    """Where diffusers keeps a module's hooks; some models have one as soon as they have run."""
+    for module in root.modules() if isinstance(root, nn.Module) else ():
+        registry = vars(module).get("_diffusers_hook")
+        if registry is not None:
+            yield vars(registry)
+
+
+def _copy_registries(root: Any) -> None:
+    """Let an operation write into copies of the lists of hooks, so that these are exchanged like anything else."""
+    for holder in _registries(root):
+        for key, value in holder.items():
+            if isinstance(value, (dict, list)):
+                holder[key] = copy.copy(value)
 
 
 def _alias(root: Any) -> None:

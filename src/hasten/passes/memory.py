@@ -140,6 +140,8 @@ def _group(part: nn.Module, device: torch.device, section: Memory) -> Done:
         synchronize(device)
         put_back()
         part.to(home)
+        for tensor in (*part.parameters(), *part.buffers()) if folder is not None else ():
+            tensor.data = tensor.data.clone()  # files are not aligned as torch's memory is, and kernels round by that
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
