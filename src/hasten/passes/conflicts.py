@@ -70,6 +70,11 @@ CONFLICTS = (
         "attention.fused_qkv",
         "the fused weights would be made of stored ones, and nothing would widen them when they are used",
     ),
+    Pair(
+        "fp8 storage",
+        "compile.scope: model",
+        "the hooks that widen weights would be compiled layer by layer until torch gives up; take scope: blocks",
+    ),
     Pair("attention.kernel", "attention.backend", "both choose the kernel; give one of them"),
     Pair("attention.kernel", "attention.slicing", _SLICES),
     Pair("attention.backend", "attention.slicing", _SLICES),
