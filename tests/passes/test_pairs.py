@@ -62,7 +62,11 @@ def pipes() -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:torch")
-@pytest.mark.parametrize(("first", "second"), ALLOWED)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    # Tracing takes seconds each time.
+    [pytest.param(*pair, marks=pytest.mark.slow if "compile" in "".join(pair) else ()) for pair in ALLOWED],
+)
 def test_a_pair_that_is_not_refused_works_and_is_taken_off_again(
     first: str, second: str, pipes: Any, tmp_path: Path
 ) -> None:
