@@ -5,7 +5,8 @@ computed snapshots) and a *site* (what is left out, and where the stand-in is re
 
 Files: `clock` (run, step, sigma), `wiring` (how a model's blocks hang together, learned by watching), `sites`,
 `policies`, `predictors`, `snapshots`, `budget` (their ceiling), `methods` (names and defaults), `denoiser`, `cache`
-(the engine), `report`; `patching` and `trees` are tools.
+(the engine), `report`; `patching` and `trees` are tools. `helpers` (with `blockwise` and `published`) has AngelSlim's
+interface for lists of blocks.
 """
 
 from __future__ import annotations
@@ -14,13 +15,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hasten.caching.helpers import CacheHelper, DeepCacheHelper, TaylorCacheHelper, TeaCacheHelper
     from hasten.caching.methods import METHODS, Method, Settings, resolve
     from hasten.caching.report import BranchRow, Report, StepRow
 
-__all__ = ["METHODS", "BranchRow", "Method", "Report", "Settings", "StepRow", "resolve"]
+__all__ = [
+    "METHODS",
+    "BranchRow",
+    "CacheHelper",
+    "DeepCacheHelper",
+    "Method",
+    "Report",
+    "Settings",
+    "StepRow",
+    "TaylorCacheHelper",
+    "TeaCacheHelper",
+    "resolve",
+]
 
 # A name is imported when it is first used: the command line reads the methods without torch.
 _HOME = {
+    **dict.fromkeys(("CacheHelper", "DeepCacheHelper", "TaylorCacheHelper", "TeaCacheHelper"), "helpers"),
     **dict.fromkeys(("METHODS", "Method", "Settings", "resolve"), "methods"),
     **dict.fromkeys(("BranchRow", "Report", "StepRow"), "report"),
 }
