@@ -1,4 +1,4 @@
-"""Print the measured tables of docs/caching.md, or write them there: `python -m benchmarks [TABLE …] [--docs]`."""
+"""Print the measured tables of the docs, or write them there: `python -m benchmarks [TABLE …] [--docs]`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 import diffusers
 import torch
 
-from benchmarks import predictors, step_cost
+from benchmarks import methods, predictors, step_cost
 
-TABLES = {"step-cost": step_cost.table, "predictors": predictors.table}
-PAGE = Path(__file__).parent.parent / "docs" / "caching.md"
+TABLES = {"step-cost": step_cost.table, "predictors": predictors.table, "methods": methods.table}
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def main() -> None:
@@ -24,8 +24,10 @@ def main() -> None:
         "tables", nargs="*", choices=[[], *TABLES], metavar="TABLE", help=f"{', '.join(TABLES)}; default: all"
     )
     parser.add_argument("--model", default="scenes-qwen")
-    parser.add_argument("--prompts", type=int, default=20, help="held-out prompts for the predictors' table")
-    parser.add_argument("--docs", action="store_true", help=f"also write the tables into {PAGE.name}")
+    parser.add_argument("--prompts", type=int, default=20, help="held-out prompts, where a table takes them")
+    parser.add_argument(
+        "--docs", action="store_true", help="also write the tables into the pages that have a mark for them"
+    )
     arguments = parser.parse_args()
     for name in arguments.tables or TABLES:
         text = TABLES[name](arguments.model, arguments.prompts)
@@ -33,7 +35,7 @@ def main() -> None:
         text = f"{text}\n\n`{command}`, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}, {machine()}\n"
         print(text, flush=True)
         if arguments.docs:
-            write(name, text)
+            write(name, text, arguments.model)
 
 
 def machine() -> str:
@@ -46,14 +48,17 @@ def machine() -> str:
     return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}, diffusers {diffusers.__version__}"
 
 
-def write(name: str, text: str) -> None:
-    """Replace what stands between the table's marks."""
-    page = PAGE.read_text()
-    begin, end = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
-    if begin not in page or end not in page:
-        sys.exit(f"{PAGE} has no marks {begin} … {end}")
-    before, rest = page.split(begin, 1)
-    PAGE.write_text(f"{before}{begin}\n\n{text}\n{end}{rest.split(end, 1)[1]}")
+def write(name: str, text: str, model: str) -> None:
+    """Replace what stands between the marks of this table, of this model where a page shows several."""
+    for mark in (f"{name}:{model}", name):
+        begin, end = f"<!-- table:{mark} -->", f"<!-- /table:{mark} -->"
+        for path in sorted(DOCS.glob("*.md")):
+            page = path.read_text()
+            if begin in page and end in page:
+                before, rest = page.split(begin, 1)
+                path.write_text(f"{before}{begin}\n\n{text}\n{end}{rest.split(end, 1)[1]}")
+                return
+    sys.exit(f"no page in {DOCS} has the marks <!-- table:{name} --> … <!-- /table:{name} -->")
 
 
 if __name__ == "__main__":
