@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
@@ -119,4 +119,4 @@ def settings(session: Session, base: dict[str, Any], name: str, method: Method) 
 def run(session: Session, base: dict[str, Any], cache: Any, prompt: str) -> Result:
     """One accelerated image."""
     plan = complete_plan(load_plan({**base, "cache": cache}))
-    return Session(plan, session.pipe, (prompt,)).run(prompt, 0)
+    return replace(session, plan=plan, prompts=(prompt,)).run(prompt, 0)

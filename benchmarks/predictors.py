@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -45,7 +46,7 @@ def table(model: str, prompts: int) -> str:
         for interval in INTERVALS:
             for name, cache in rows:
                 plan = complete_plan(load_plan({**base, "cache": {**cache, "interval": interval}}))
-                result = Session(plan, session.pipe, (prompt,)).run(prompt, 0)
+                result = replace(session, plan=plan, prompts=(prompt,)).run(prompt, 0)
                 computed[interval] = result.record.steps.computed
                 found.setdefault((name, interval), []).append(_decibels(measure(result, reference).psnr))
             fewer = session.run(prompt, 0, accelerated=False, steps=computed[interval])
