@@ -1,8 +1,9 @@
-"""What every test has in common: no network, plain output of a fixed width."""
+"""What every test has in common: no network, a home of their own, plain output of a fixed width."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 
@@ -11,6 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["COLUMNS"] = "120"
 os.environ["NO_COLOR"] = "1"
 os.environ.pop("FORCE_COLOR", None)
+# Calibrations of whoever runs the tests are none of their business.
+os.environ["HASTEN_HOME"] = tempfile.mkdtemp(prefix="hasten-tests-")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

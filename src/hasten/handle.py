@@ -117,7 +117,15 @@ def attach(target: Any, plan: Plan, *, passes: bool) -> Handle:
                 f"{port.name} ({type(port.module).__name__}) is accelerated already; call remove() on its handle first"
             )
     owner = None if isinstance(target, nn.Module) else target
-    stack = Stack(layers, ports, lambda on_run, on_end: Clock(owner, on_run, on_end))
+    figures = {}
+    for layer in layers:
+        if layer.needs is not None:
+            from hasten.calibration.store import Shelf
+
+            shelf = Shelf(target, ports, layer.calibration)
+            shelf.require(f"method {layer.method!r}", layer.needs)
+            figures[layer] = shelf.figures
+    stack = Stack(layers, ports, lambda on_run, on_end: Clock(owner, on_run, on_end), figures)
     if not passes or not wants_passes(plan):
         return Handle(plan, stack)
     applied = apply_passes(target, plan)

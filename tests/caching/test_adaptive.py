@@ -125,11 +125,11 @@ def test_steps_of_a_mask_are_computed_whatever_the_signal() -> None:
 def test_a_skip_that_turned_out_impossible_counts_as_computed() -> None:
     policy = Accumulate(guard(), threshold=1)
     policy.settle(0, computed=True)
-    assert policy.decide(1, 9, 0.9) == (False, "threshold")
+    assert policy.decide(1, 9, 0.9) == (False, "threshold reached")
     policy.settle(1, computed=True)
-    assert policy.decide(2, 9, 0.9) == (False, "threshold")
+    assert policy.decide(2, 9, 0.9) == (False, "threshold reached")
     policy.settle(2, computed=False)
-    assert policy.decide(3, 9, 0.9) == (True, "threshold")
+    assert policy.decide(3, 9, 0.9) == (True, "threshold reached")
 
 
 def test_a_polynomial_is_never_negative() -> None:

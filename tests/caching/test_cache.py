@@ -200,7 +200,8 @@ def test_an_adaptive_policy_decides_once_a_step_for_all_branches(site: str) -> N
     assert [step.signal is None for step in report.steps] == [True] + [False] * 11
     # every step tells what was measured, and the threshold parts them
     assert all(step.computed == (step.signal > 1) for step in report.steps if step.signal is not None)
-    assert f"signal at 11 steps: lowest {report.signals[0]:.3g}," in str(report)
+    assert f"signal input (each against 1), at 11 steps: lowest {report.signals[0]:.3g}, 25 %" in str(report)
+    assert list(report.to_dict()["signal_quantiles"]) == ["lowest", "25 %", "median", "75 %", "highest"]
 
 
 def test_the_signal_is_the_change_of_the_latent() -> None:

@@ -54,7 +54,15 @@ from hasten.plan import Cache, build_plan, load_plan
         ({"method": "easycache", "max_drift": 1}, "cache.max_drift: has no effect with policy 'accumulate' of method"),
         ({"policy": "compare", "signal": "input"}, "cache: policy 'compare' needs cache.threshold"),
         ({"policy": "accumulate", "threshold": 1}, "cache: policy 'accumulate' needs cache.signal"),
-        ({"method": "magcache"}, "cache: policy 'table' needs cache.ratios"),
+        ({"calibration": "a.json"}, "cache.calibration: has no effect with policy 'interval' of method 'taylorseer'"),
+        (
+            {"method": "magcache", "ratios": [1, 1], "calibration": "a.json"},
+            "cache.ratios: cache.calibration already says where this is",
+        ),
+        (
+            {"method": "fbcache", "site": "unet_branch", "signal": "input", "probe": 2},
+            "cache.probe: has no effect with",
+        ),
         ({"method": "easycache", "order": 1}, "cache.order: has no effect with method 'easycache'"),
         ({"span": [1, 1]}, "cache.span: has no effect with site 'residual' of method 'taylorseer'; it needs"),
         ({"span": [1, 1], "site": "output"}, "cache.span: has no effect with site 'output'; it needs site: span"),
@@ -123,6 +131,9 @@ def test_an_impossible_combination_is_refused(settings: dict[str, Any], message:
         {"method": "easycache", "mask": [0, 3], "max_skips": 2},
         {"method": "easycache", "policy": "interval", "interval": 3},
         {"method": "magcache", "ratios": [1, 0.9], "retention": 0},
+        {"method": "magcache"},
+        {"method": "teacache", "calibration": Path("a.json"), "threshold": 0.1},
+        {"method": "fbcache", "span": [2, 1]},
     ],
 )
 def test_what_is_possible_is_taken(settings: dict[str, Any]) -> None:

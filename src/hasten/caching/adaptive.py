@@ -25,7 +25,7 @@ from hasten.caching.policies import Decision, Policy
 class Observed:
     """What a computed step showed of the cached value y; each branch of the step shows its own.
 
-    All are means over the absolute values of all elements, as floats.
+    All are floats; size, change and error are means over all elements.
 
     Attributes:
         index: the step.
@@ -33,13 +33,15 @@ class Observed:
         size: mean |y|.
         change: mean |y − y′| against the last computed y′; None at a branch's first value.
         error: mean |y − ŷ| of the prediction ŷ that would have stood in; None where there was nothing to predict from.
+        growth: mean over tokens of ‖y‖ / ‖y′‖; None at a branch's first value.
     """
 
     index: int
     sigmas: tuple[float, float]
     size: float
-    change: float | None
-    error: float | None
+    change: float | None = None
+    error: float | None = None
+    growth: float | None = None
 
 
 @dataclass
@@ -78,9 +80,9 @@ class Adaptive:
         if forced.compute:
             return forced
         if self.max_skips is not None and self.skipped_in_a_row >= self.max_skips:
-            return Decision(True, "max_skips")
+            return Decision(True, "max_skips reached")
         if self.max_total_skips is not None and self.skipped >= self.max_total_skips:
-            return Decision(True, "max_total_skips")
+            return Decision(True, "max_total_skips reached")
         if signal is None:
             return self.foresee(index, total)
         if not isfinite(signal):
@@ -125,7 +127,7 @@ class Accumulate(Adaptive):
 
     def judge(self, signal: float) -> Decision:
         self.sum += signal if self.rescale is None else self.rescale(signal)
-        return Decision(not self.sum < self.threshold, "threshold")
+        return Decision(not self.sum < self.threshold, "threshold reached")
 
     def settle(self, index: int, computed: bool) -> None:
         super().settle(index, computed)
@@ -154,9 +156,9 @@ class Compare(Adaptive):
     def judge(self, signal: float) -> Decision:
         self.drift += signal
         if signal > self.threshold:
-            return Decision(True, "threshold")
+            return Decision(True, "signal over threshold")
         if self.max_drift is not None and self.drift > self.max_drift:
-            return Decision(True, "max_drift")
+            return Decision(True, "over max_drift")
         return Decision(False, "threshold")
 
     def settle(self, index: int, computed: bool) -> None:
@@ -192,12 +194,26 @@ class Table(Adaptive):
             return Decision(True, "beyond the table")
         self.ratio *= self.ratios[index]
         self.error += abs(1 - self.ratio)
-        return Decision(not self.error <= self.threshold, "threshold")
+        return Decision(not self.error <= self.threshold, "table over threshold")
 
     def settle(self, index: int, computed: bool) -> None:
         super().settle(index, computed)
         if computed:
             self.ratio, self.error = 1.0, 0.0
+
+
+@dataclass
+class Lacking(Adaptive):
+    """Computes every step, because the figures that would decide are not there.
+
+    Args:
+        why: the reason, as the report shows it.
+    """
+
+    why: str = ""
+
+    def foresee(self, index: int, total: int | None) -> Decision:
+        return Decision(True, self.why)
 
 
 def polynomial(coefficients: Sequence[float], signal: float) -> float:

@@ -7,7 +7,7 @@ cache may cost its gain, never the image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from hasten.caching.bands import LowBand, grids_of
 from hasten.caching.budget import Budget
 from hasten.caching.clock import Clock
 from hasten.caching.denoiser import Branch, Denoiser, Port
+from hasten.caching.figures import ByBranch, figures_for
 from hasten.caching.methods import FIXED, MIDWAY, Settings
 from hasten.caching.midway import NowhereError, Question
 from hasten.caching.policies import Decision, every_step, needed
@@ -29,6 +30,8 @@ from hasten.caching.sites import Call, MisfitError, OutputSite, Predict, Site, S
 from hasten.caching.trees import fresh
 from hasten.caching.wiring import arguments
 from hasten.errors import CacheError
+
+FiguresOf = Callable[[Port], tuple[ByBranch, str]]
 
 # Tiled pipelines call the denoiser once per tile; a module that is called without end in one step is in no run at all.
 _MOST_BRANCHES = 64
@@ -54,9 +57,13 @@ class Cache:
     Args:
         settings: None to compute every step and only take the time.
         clock: tells the step; shared with the other layers.
+        figures: tells what was measured of a denoiser, by branch, or why there is nothing; for settings that need it.
     """
 
-    def __init__(self, settings: Settings | None, ports: Sequence[Port], clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings | None, ports: Sequence[Port], clock: Clock, figures: FiguresOf | None = None
+    ) -> None:
+        self._figures = figures
         self.settings = settings
         self.clock = clock
         self._denoisers = {port: Denoiser(port) for port in ports}
@@ -71,6 +78,7 @@ class Cache:
         self._schedule: tuple[tuple[int, int | None], list[Decision], tuple[bool, ...]] = ((0, None), [], ())
         self._idle = False
         self._denied: Counter[str] = Counter()
+        self._lacking = ""
         self._ended = False
 
     def detach(self) -> None:
@@ -113,6 +121,7 @@ class Cache:
             method="nothing skipped" if settings is None else settings.method,
             predictor="nothing predicted" if settings is None else settings.predictor_text,
             notes=tuple(notes),
+            signal="" if settings is None else settings.signal_text,
         )
 
     def call(self, port: Port, inner: Call, args: Any, kwargs: Any) -> Any:
@@ -147,7 +156,7 @@ class Cache:
         assert self.settings is not None
         owner = denoiser if self.settings.branches == "shared" else branch
         # The first branch of a step decides for all, and its tensors alone are measured.
-        gauge = self._gauge(owner) if self._adapts and owner.verdict is None else None
+        gauge = self._gauge(denoiser, branch, owner) if self._adapts and owner.verdict is None else None
         verdict = owner.verdict or (plan if gauge is None else gauge.begin(index))
         if verdict is None or not verdict.compute:
             obstacle = self._obstacle(denoiser, branch)
@@ -395,12 +404,19 @@ class Cache:
             return decisions[index], wanted[index]
         return self._fixed(index, None), True
 
-    def _gauge(self, owner: Denoiser | Branch) -> Gauge:
+    def _gauge(self, denoiser: Denoiser, branch: Branch, owner: Denoiser | Branch) -> Gauge:
         """The adaptive policy at work, made anew for each run, and where the run's length turns out to be another."""
         assert self.settings is not None
         total = self.clock.total
         if owner.gauge is None or owner.gauge.total != total:
-            owner.gauge = Gauge(self.settings, total, tuple(map(self.clock.sigma, range(total or 0))))
+            sigmas = tuple(map(self.clock.sigma, range(total or 0)))
+            if self.settings.needs is None or self._figures is None:
+                owner.gauge = Gauge(self.settings, total, sigmas)
+            else:
+                known, lacking = self._figures(denoiser.port)
+                if lacking:
+                    denoiser.notes["figures"] = self._lacking = lacking
+                owner.gauge = Gauge(self.settings, total, sigmas, figures_for(branch.name, known), lacking)
         return owner.gauge
 
     def begin(self) -> None:
@@ -409,9 +425,11 @@ class Cache:
             self._book = Book()
         self._denied = Counter()
         self._ended = False
+        self._lacking = ""
         if self.settings is not None:
             self._budget = Budget(self.settings)
         for denoiser in self.denoisers:
+            denoiser.notes.pop("figures", None)
             denoiser.arm()
 
     def end(self) -> None:
@@ -426,6 +444,8 @@ class Cache:
         """Why a run skipped nothing although it was asked to; empty where there is nothing to complain of."""
         if not self._stores or self._book.skipped or not self._book.calls:
             return ""
+        if self._lacking:
+            return self._lacking
         if self._denied:
             return self._denied.most_common(1)[0][0]
         if self._ended and self._adapts and (lowest := self._book.lowest_signal) is not None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hasten.caching import masks, policies
-from hasten.caching.adaptive import Accumulate, Adaptive, Compare, Table, polynomial, stretched
+from hasten.caching.adaptive import Accumulate, Adaptive, Compare, Lacking, Table, polynomial, stretched
+from hasten.caching.figures import Figures
 from hasten.caching.prediction import KINDS, Coordinate, Prediction, PredictorName
 from hasten.errors import CacheError
 
@@ -50,6 +52,7 @@ class Method:
         window, growth: see `masks.widening`.
         signal: what is measured, for a policy that needs it; see `signals`.
         threshold, max_skips: see `adaptive`.
+        rescaled: a measured polynomial of the signal is summed in its place.
         site: what a skipped step leaves out.
         branch: with site unet_branch, the skip connection that the deep part is cut off at.
         span: with site span, so many first and last blocks that keep running.
@@ -69,6 +72,7 @@ class Method:
     signal: SignalName | None = None
     threshold: float | None = None
     max_skips: int | None = None
+    rescaled: bool = False
     site: SiteName = "residual"
     branch: int = 0
     span: tuple[int, int] = (1, 0)
@@ -162,6 +166,7 @@ METHODS: dict[str, Method] = {
             summary="skips while the first block's modulated input changes, rescaled and in sum, less than a threshold",
             policy="accumulate",
             signal="modulated",
+            rescaled=True,
             threshold=0.2,
             first_enhance=1,
             predictor="reuse",
@@ -238,6 +243,8 @@ class Settings(Prediction):
         span: so many first and so many last blocks keep running (site `span`; `residual` is (0, 0)).
         branch: the skip connection that the deep part of a UNet is cut off at (site `unet_branch`).
         mask: the computed steps one by one, in place of interval and first_enhance.
+        rescaled: not the signal is summed but what a polynomial makes of it.
+        calibration: the file with the figures that this `needs`; None to look where they are kept.
         probe: so many blocks run before a signal in the middle of the call is measured.
         budget, bins, window, growth: of the policies `geometric`, `bins` and `window`.
         center, power: where the computed steps of a run gather, and how closely; None where they are spread evenly.
@@ -262,7 +269,9 @@ class Settings(Prediction):
     max_total_skips: int | None
     max_drift: float | None
     polynomial: tuple[float, ...] | None
+    rescaled: bool
     ratios: tuple[float, ...] | None
+    calibration: Path | None
     branches: Literal["shared", "own"]
     center: int | None
     power: float | None
@@ -316,23 +325,51 @@ class Settings(Prediction):
             retention=self.retention,
         )
 
-    def adaptive(self, sigmas: Sequence[float]) -> Adaptive | None:
+    @property
+    def signal_text(self) -> str:
+        """The signal in words, as the report shows it."""
+        if self.signal is None or self.threshold is None:
+            return ""
+        how = "its sum" if self.policy == "accumulate" else "each"
+        rescaled = "rescaled, " if self.rescaled or self.polynomial is not None else ""
+        return f"{self.signal} ({rescaled}{how} against {self.threshold:g})"
+
+    @property
+    def needs(self) -> Literal["ratios", "polynomial"] | None:
+        """The figures that have to be measured, because the plan does not give them."""
+        if self.policy == "table" and self.ratios is None:
+            return "ratios"
+        return "polynomial" if self.rescaled and self.polynomial is None else None
+
+    def adaptive(self, sigmas: Sequence[float], figures: Figures | None = None, lacking: str = "") -> Adaptive | None:
         """A policy with state, for one run of one denoiser; None where `fixed` says it all.
 
         Args:
             sigmas: the noise levels of the run's steps; empty where they are not known beforehand.
+            figures: what was measured, where this `needs` it.
+            lacking: why there are none.
         """
         limits = (self.fixed, self.max_skips, self.max_total_skips)
+        if self.needs is not None and (figures is None or not getattr(figures, self.needs)):
+            return Lacking(*limits, lacking or f"the calibration has no {self.needs}")
         if self.policy == "table":
-            assert self.ratios is not None
             assert self.threshold is not None
-            return Table(*limits, stretched(self.ratios, len(sigmas) or len(self.ratios)), self.threshold)
+            if self.ratios is not None:
+                ratios = stretched(self.ratios, len(sigmas) or len(self.ratios))
+            else:
+                assert figures is not None
+                ratios = figures.ratios_at(sigmas)
+            return Table(*limits, ratios, self.threshold)
         if self.policy == "compare":
             assert self.threshold is not None
             return Compare(*limits, self.threshold, self.max_drift)
         if self.policy == "accumulate":
             assert self.threshold is not None
-            rescale = None if self.polynomial is None else partial(polynomial, self.polynomial)
+            rescale: Callable[[float], float] | None = None
+            if self.polynomial is not None:
+                rescale = partial(polynomial, self.polynomial)
+            elif self.rescaled and figures is not None:
+                rescale = figures.rescale
             return Accumulate(*limits, self.threshold, rescale)
         return None
 
@@ -390,6 +427,7 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
         window=given("window"),
         growth=given("growth"),
         **_adaptive_part(cache, method, policy, site),
+        calibration=cache.calibration,
         branches=cache.branches or "shared",
         center=cache.center,
         power=cache.power,
@@ -451,7 +489,7 @@ def resolve_all(caches: Cache | Sequence[Cache] | None) -> tuple[Settings, ...]:
 def _adaptive_part(cache: Cache, method: Method, policy: PolicyName, site: SiteName) -> dict[str, Any]:
     """What an adaptive policy needs; of its own method where that has the same policy, else from the plan alone."""
     names = ("signal", "threshold", "max_skips", "max_total_skips", "max_drift", "polynomial", "ratios")
-    values: dict[str, Any] = {name: getattr(cache, name) for name in names}
+    values: dict[str, Any] = {name: getattr(cache, name) for name in names} | {"rescaled": False}
     if policy in FIXED:
         return values
     if policy == method.policy:
@@ -462,9 +500,7 @@ def _adaptive_part(cache: Cache, method: Method, policy: PolicyName, site: SiteN
     if values["threshold"] is None:
         raise CacheError(f"policy {policy!r} needs cache.threshold: no value of it is right for every model")
     if policy == "table":
-        if values["ratios"] is None:
-            raise CacheError("policy 'table' needs cache.ratios, a measured number for each step")
-        values["ratios"] = tuple(values["ratios"])
+        values["ratios"] = None if values["ratios"] is None else tuple(values["ratios"])
     elif values["signal"] is None:
         raise CacheError(f"policy {policy!r} needs cache.signal: what it is to measure")
     elif values["signal"] in MIDWAY and site not in _UNDECIDED:
@@ -474,4 +510,5 @@ def _adaptive_part(cache: Cache, method: Method, policy: PolicyName, site: SiteN
         )
     if values["polynomial"] is not None:
         values["polynomial"] = tuple(values["polynomial"])
+    values["rescaled"] = policy == method.policy and method.rescaled and values["signal"] == method.signal
     return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from statistics import median, quantiles
@@ -94,6 +94,7 @@ class Report:
         layers: of a stack of caches, what each of them did, outermost first. A step of the whole then counts as
             computed where none of them left anything out. Empty where there is only one.
         passes: what was done to the pipeline besides the cache.
+        signal: what was measured to decide the steps by, and the threshold; empty where nothing was.
     """
 
     runs: int
@@ -108,6 +109,7 @@ class Report:
     skipped_call_seconds: float | None
     layers: tuple[Report, ...] = ()
     passes: tuple[PassRow, ...] = ()
+    signal: str = ""
 
     @property
     def computed(self) -> int:
@@ -132,6 +134,16 @@ class Report:
         """What was measured, in ascending order: a threshold between two of them would part these steps."""
         return tuple(sorted(step.signal for step in self.steps if step.signal is not None and isfinite(step.signal)))
 
+    @property
+    def signal_quantiles(self) -> Mapping[str, float]:
+        """The distribution of the signal, for choosing a threshold; empty where nothing was measured."""
+        values = self.signals
+        if len(values) < 2:
+            return dict.fromkeys(("lowest", "highest"), values[0]) if values else {}
+        quarters = quantiles(values, n=4, method="inclusive")
+        names = ("lowest", "25 %", "median", "75 %", "highest")
+        return dict(zip(names, (values[0], *quarters, values[-1]), strict=True))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         data = asdict(self)
@@ -140,6 +152,7 @@ class Report:
         return {
             **data,
             **layers,
+            "signal_quantiles": dict(self.signal_quantiles),
             "computed": self.computed,
             "skipped": self.skipped,
             "computed_steps": self.computed_steps,
@@ -175,8 +188,10 @@ class Report:
             if seconds is not None
         ]
         lines.append(f"  median of a call: {', '.join(times)}")
-        if self.signals:
-            lines.append(f"  signal at {len(self.signals)} steps: {_spread(self.signals)}")
+        for layer in (self, *self.layers):
+            if layer.signals:
+                spread = ", ".join(f"{name} {value:.3g}" for name, value in layer.signal_quantiles.items())
+                lines.append(f"  signal {layer.signal}, at {len(layer.signals)} steps: {spread}")
         lines += passes
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -250,7 +265,14 @@ class Book:
         return sum((account.reasons for account in self._branches.values()), Counter())
 
     def report(
-        self, *, runs: int, method: str, predictor: str, notes: tuple[str, ...], layers: tuple[Report, ...] = ()
+        self,
+        *,
+        runs: int,
+        method: str,
+        predictor: str,
+        notes: tuple[str, ...],
+        layers: tuple[Report, ...] = (),
+        signal: str = "",
     ) -> Report:
         """What there is to say so far."""
         sites = dict.fromkeys(account.site for account in self._branches.values() if account.site)
@@ -277,6 +299,7 @@ class Book:
             computed_call_seconds=_median(self._seconds[True]),
             skipped_call_seconds=_median(self._seconds[False]),
             layers=layers,
+            signal=signal,
         )
 
 
@@ -286,15 +309,6 @@ class _Account:
         self.reasons: Counter[str] = Counter()
         self.skipped = 0
         self.peak_bytes = 0
-
-
-def _spread(values: Sequence[float]) -> str:
-    """The distribution of sorted values in words."""
-    if len(values) == 1:
-        return f"{values[0]:.3g}"
-    quarters = quantiles(values, n=4, method="inclusive")
-    named = zip(("lowest", "25 %", "median", "75 %", "highest"), (values[0], *quarters, values[-1]), strict=True)
-    return ", ".join(f"{name} {value:.3g}" for name, value in named)
 
 
 def _median(seconds: list[float]) -> float | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.caching.adaptive import Observed
+from hasten.caching.figures import Figures
 from hasten.caching.methods import Settings
 from hasten.caching.policies import Decision
 from hasten.caching.snapshots import History
@@ -118,14 +119,22 @@ class Gauge:
     Args:
         total: the number of steps of the run, None when nobody knows it.
         sigmas: their noise levels, as far as they are known beforehand.
+        figures, lacking: what was measured of the branch, or why there is nothing.
 
     Attributes:
         meter: None where the policy needs no signal.
         signal: what was measured at this step; None if it was not asked for.
     """
 
-    def __init__(self, settings: Settings, total: int | None, sigmas: tuple[float, ...]) -> None:
-        policy = settings.adaptive(sigmas)
+    def __init__(
+        self,
+        settings: Settings,
+        total: int | None,
+        sigmas: tuple[float, ...],
+        figures: Figures | None = None,
+        lacking: str = "",
+    ) -> None:
+        policy = settings.adaptive(sigmas, figures, lacking)
         assert policy is not None
         self.policy = policy
         self.total = total
@@ -195,14 +204,28 @@ def observed(
     """
     floats = [(slot, value) for slot, value in enumerate(values) if value.is_floating_point()]
     compared = [value for _, value in floats]
-    if predict is not None and all(history.values[0][slot].shape == value.shape for slot, value in floats):
+    known = predict is not None and all(history.values[0][slot].shape == value.shape for slot, value in floats)
+    if predict is not None and known:
         compared += [value - history.values[0][slot] for slot, value in floats]
         compared += [value - predict(slot, None, value.dtype) for slot, value in floats]
-    sums = torch.stack([value.abs().sum(dtype=torch.float32) for value in compared])
-    count = sum(value.numel() for _, value in floats)
-    size, *rest = (float(total) / count for total in sums.view(-1, len(floats)).sum(-1).tolist())
-    change, error = rest or (None, None)
-    return Observed(index, sigmas, size, change, error)
+    sums = [value.abs().sum(dtype=torch.float32) for value in compared]
+    if known:
+        sums.append(_growth(floats[0][1], history.values[0][floats[0][0]]))
+    numbers = torch.stack(sums).tolist()
+    count, slots = sum(value.numel() for _, value in floats), len(floats)
+    means = [sum(numbers[begin : begin + slots]) / count for begin in range(0, len(compared), slots)]
+    if not known:
+        return Observed(index, sigmas, means[0])
+    size, change, error = means
+    return Observed(index, sigmas, size, change, error, numbers[-1])
+
+
+def _growth(value: Tensor, before: Tensor) -> Tensor:
+    """The mean over tokens of ‖value‖ / ‖before‖; tokens lie along the last dimension, channels of pictures second."""
+    along = -1 if value.ndim <= 3 else 1
+    now, then = (torch.linalg.vector_norm(one, dim=along, dtype=torch.float32) for one in (value, before))
+    ratio: Tensor = (now / (then + 1e-8)).mean()
+    return ratio
 
 
 def latent_of(module: nn.Module, timestep: Callable[[Any, Any], object]) -> Callable[[Any, Any], Tensor | None]:

@@ -7,12 +7,12 @@ listen to one clock, and share the names of the branches.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any
 
-from hasten.caching.cache import Cache
+from hasten.caching.cache import Cache, FiguresOf
 from hasten.caching.clock import Clock
 from hasten.caching.denoiser import Port
 from hasten.caching.methods import Settings
@@ -26,6 +26,7 @@ class Stack:
     Args:
         layers: outermost first; none at all to compute every step and only take the time.
         clock_of: makes the clock, given what to call when a run begins and ends.
+        figures: for each layer that needs measured figures, what tells them.
     """
 
     def __init__(
@@ -33,10 +34,13 @@ class Stack:
         layers: Sequence[Settings],
         ports: Sequence[Port],
         clock_of: Callable[[Callable[[], None], Callable[[], None]], Clock],
+        figures: Mapping[Settings, FiguresOf] | None = None,
     ) -> None:
         self.clock = clock_of(self._begin, self._end)
         self._ports = ports
-        self.layers = [Cache(settings, ports, self.clock) for settings in layers or (None,)]
+        self.layers = [Cache(settings, ports, self.clock, (figures or {}).get(settings)) for settings in layers] or [
+            Cache(None, ports, self.clock)
+        ]
         self._book = Book()
         self._runs = 0
         self._warned = False

@@ -34,6 +34,7 @@ class Row(NamedTuple):
 
 COMMANDS: dict[str, Row] = {
     "bench": Row("hasten.cli.bench", "Measure plans: speed and quality beside the reference."),
+    "calibrate": Row("hasten.cli.calibrate", "Measure the figures that some methods need, once for a model."),
     "compare": Row("hasten.cli.compare", "Compare two reports of bench."),
     "generate": Row("hasten.cli.generate", "Make images from a prompt, accelerated by a plan."),
     "metadata": Row("hasten.cli.metadata", "Print what an image says of how it was made."),

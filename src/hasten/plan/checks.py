@@ -123,10 +123,10 @@ _TAKES: dict[str, frozenset[str]] = {
     "bins": frozenset({"bins"}),
     "window": frozenset({"window", "growth"}),
     "accumulate": frozenset(
-        {"mask", "bins", "signal", "probe", "threshold", "max_skips", "max_total_skips", "polynomial"}
+        {"mask", "bins", "signal", "probe", "threshold", "max_skips", "max_total_skips", "polynomial", "calibration"}
     ),
     "compare": frozenset({"mask", "bins", "signal", "probe", "threshold", "max_skips", "max_total_skips", "max_drift"}),
-    "table": frozenset({"mask", "bins", "threshold", "max_skips", "max_total_skips", "ratios"}),
+    "table": frozenset({"mask", "bins", "threshold", "max_skips", "max_total_skips", "ratios", "calibration"}),
 }
 
 
@@ -144,6 +144,13 @@ def _policy(cache: Cache, steps: int | None) -> Iterator[Conflict]:
                 f"cache.{name}",
                 f"has no effect with {whose}; it needs policy: {' or '.join(able)}",
                 ("cache.policy" if cache.policy else "cache.method",),
+            )
+    for name in ("polynomial", "ratios"):
+        if cache.calibration is not None and getattr(cache, name) is not None:
+            yield Conflict(
+                f"cache.{name}",
+                "cache.calibration already says where this is; give one or the other",
+                ("cache.calibration",),
             )
     if cache.policy == "mask" and cache.mask is None:
         yield Conflict("cache.policy", "policy 'mask' needs cache.mask: the steps to compute")

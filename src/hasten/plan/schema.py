@@ -135,6 +135,8 @@ class Cache(Section):
     """With policy `accumulate`: this function of the signal is summed; coefficients, highest power first."""
     ratios: list[Annotated[Number, Field(gt=0)]] | None = Field(default=None, min_length=2)
     """With policy `table`: for each step, the size of the cached residual by that of the step before."""
+    calibration: Path | None = None
+    """The file that `hasten calibrate` wrote; null is the one that fits, in the model's folder or the user's."""
     branches: Annotated[Literal["shared", "own"], BeforeValidator(as_name)] | None = None
     """Whether the first branch of a step decides for all of them, or each for itself."""
     center: Whole | None = Field(default=None, ge=1)
