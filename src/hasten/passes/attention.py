@@ -28,6 +28,14 @@ KERNELS = {
 }
 
 
+def fuse(target: Target, plan: Plan) -> Iterator[Change]:
+    """Project queries, keys and values at once; before quantization, which has to see the fused weights."""
+    if plan.attention.fused_qkv:
+        for name in target.denoisers:
+            what = "queries, keys and values projected at once"
+            yield Change(NAME, name, what, partial(_fuse, name, target.modules[name]))
+
+
 def attention(target: Target, plan: Plan) -> Iterator[Change]:
     """Change how denoisers, and with channels-last the VAE, compute.
 
@@ -37,8 +45,6 @@ def attention(target: Target, plan: Plan) -> Iterator[Change]:
     section = plan.attention
     for name in target.denoisers:
         part = target.modules[name]
-        if section.fused_qkv:
-            yield Change(NAME, name, "queries, keys and values projected at once", partial(_fuse, name, part))
         if section.kernel is not None:
             _check_kernel(section.kernel, target.device, floating_dtype(part) or torch.float32)
             yield Change(

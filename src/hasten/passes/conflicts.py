@@ -23,6 +23,7 @@ def _formats(plan: Plan) -> list[str]:
 FEATURES: dict[str, Callable[[Plan], bool]] = {
     "formats": lambda plan: any(value in ("fp32", "fp16", "bf16") for value in _formats(plan)),
     "fp8 storage": lambda plan: any(value.startswith("fp8") for value in _formats(plan)),
+    "quantization": lambda plan: plan.quantization.on or "int8" in _formats(plan),
     "attention.kernel": lambda plan: plan.attention.kernel is not None,
     "attention.backend": lambda plan: plan.attention.backend is not None,
     "attention.slicing": lambda plan: plan.attention.slicing is not None,
@@ -55,6 +56,7 @@ class Pair(NamedTuple):
 
 _SLICES = "attention in slices is computed by plain products, and no kernel is asked"
 
+_QUANTIZED = "quantized weights cannot be written to disk; without memory.disk they can be moved"
 _TO_DISK = "channels-last weights cannot be written to disk; without memory.disk they can be moved"
 
 
@@ -65,6 +67,9 @@ def _on_disk(plan: Plan) -> bool:
 _COMING = "weights come and go inside of what is compiled; take scope: blocks with group: block"
 
 CONFLICTS = (
+    Pair("fp8 storage", "quantization", "both change how weights are stored; give the components of one to the other"),
+    Pair("quantization", "offload: group, leaf", _QUANTIZED, _on_disk),
+    Pair("quantization", "offload: group, block", _QUANTIZED, _on_disk),
     Pair(
         "fp8 storage",
         "attention.fused_qkv",

@@ -12,12 +12,13 @@ from contextlib import ExitStack
 from typing import Any
 
 from hasten.caching.report import PassRow
-from hasten.passes.attention import attention
+from hasten.passes.attention import attention, fuse
 from hasten.passes.change import Change, Done
 from hasten.passes.compile import compile_
 from hasten.passes.conflicts import check_conflicts
 from hasten.passes.memory import memory
 from hasten.passes.precision import precision
+from hasten.passes.quantization import quantization
 from hasten.passes.sampler import sampler
 from hasten.passes.target import Target
 from hasten.plan import Plan
@@ -25,7 +26,7 @@ from hasten.plan.speed import SPEED
 
 Pass = Callable[[Target, Plan], Iterator[Change]]
 
-PASSES: tuple[Pass, ...] = (sampler, precision, attention, compile_, memory)
+PASSES: tuple[Pass, ...] = (sampler, precision, fuse, quantization, attention, compile_, memory)
 
 
 class Passes:

@@ -39,6 +39,8 @@ def precision(target: Target, plan: Plan) -> Iterator[Change]:
         if name not in before:
             continue
         part, old = target.modules[name], before[name]
+        if key == "int8":  # that is done by the pass quantization
+            key = plan.precision.dtype if plan.precision.dtype != "auto" else _word(old)
         new = _upcast(part, _computed_in(plan, key, old))
         after[name] = new
         if key in STORED:
@@ -47,7 +49,7 @@ def precision(target: Target, plan: Plan) -> Iterator[Change]:
         elif new is not old:
             refused = f"; {key} was asked for, and this VAE overflows in it" if new is not DTYPES[key] else ""
             yield Change(NAME, name, f"{_word(new)} (was {_word(old)}){refused}", partial(_convert, part, new))
-        elif new is not DTYPES[key]:
+        elif new is not DTYPES.get(key, new):
             yield Change(NAME, name, f"stays {_word(new)}: {key} was asked for, and this VAE overflows in it")
     if after != before or len(set(after.values())) > 1:
         for name in after:

@@ -11,7 +11,7 @@ from hasten.plan.build import build_plan, load_plan
 from hasten.plan.overlay import preset_names, read_preset
 from hasten.plan.sampling import Sampler
 from hasten.plan.schema import Cache, Generation, Output, Plan
-from hasten.plan.speed import Attention, Compile, Memory, Precision
+from hasten.plan.speed import Attention, Compile, Memory, Precision, Quantization
 
 __all__ = [
     "Attention",
@@ -22,6 +22,7 @@ __all__ = [
     "Output",
     "Plan",
     "Precision",
+    "Quantization",
     "Sampler",
     "build_plan",
     "load_plan",

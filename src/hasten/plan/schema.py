@@ -19,7 +19,7 @@ from pydantic import (
 from hasten.plan.checks import cross_check
 from hasten.plan.sampling import Sampler
 from hasten.plan.section import Number, Section, Text, Whole
-from hasten.plan.speed import SPEED, Attention, Compile, Memory, Precision
+from hasten.plan.speed import SPEED, Attention, Compile, Memory, Precision, Quantization
 from hasten.plan.values import as_device, as_dtype, as_name, ascending
 
 DEFERRED = "hasten: the combinations are checked by the caller"
@@ -204,6 +204,7 @@ class Plan(Section):
     """auto, cpu, cuda, npu, hpu, xpu or mps, with an index where there are several: `cuda:1`."""
     precision: Precision = Precision()
     sampler: Sampler = Sampler()
+    quantization: Quantization = Quantization()
     attention: Attention = Attention()
     compile: Compile = Compile()
     memory: Memory = Memory()

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from hasten.plan.section import Section, Text, Whole
-from hasten.plan.values import as_bytes, as_dtype, as_name
+from hasten.plan.values import a_pattern, as_bytes, as_dtype, as_name, as_scheme
 
-SPEED = ("sampler", "precision", "attention", "compile", "memory")
+SPEED = ("sampler", "precision", "quantization", "attention", "compile", "memory")
 """The sections of a plan that are put on a pipeline before the cache."""
 
-ComponentDtype = Annotated[Literal["fp32", "fp16", "bf16", "fp8", "fp8_e5m2"], BeforeValidator(as_dtype)]
+ComponentDtype = Annotated[Literal["fp32", "fp16", "bf16", "fp8", "fp8_e5m2", "int8"], BeforeValidator(as_dtype)]
 
 
 class Precision(Section):
@@ -24,7 +24,8 @@ class Precision(Section):
     dtype: Annotated[Literal["auto", "fp32", "fp16", "bf16"], BeforeValidator(as_dtype)] = "auto"
     """Of every component without its own. `auto` is bf16 where the device is fast at it, else fp32."""
     denoiser: ComponentDtype | None = None
-    """Of whatever is called at every step, whatever it is called in the pipeline. fp8 stores and does not compute."""
+    """Of whatever is called at every step, whatever it is called in the pipeline. fp8 stores and does not compute; int8
+    is short for the component's key in `quantization`."""
     unet: ComponentDtype | None = None
     transformer: ComponentDtype | None = None
     transformer_2: ComponentDtype | None = None
@@ -45,6 +46,44 @@ class Precision(Section):
         "text_encoder_2",
         "text_encoder_3",
     )
+
+
+Scheme = Annotated[
+    Literal["int8", "int8-weight-only", "fp8", "fp8-weight-only", "int4"],
+    BeforeValidator(as_scheme),
+]
+
+
+class Quantization(Section):
+    """Linear layers in 8 or 4 bits. On where `enabled` says so, or where it says nothing and another key is set."""
+
+    short_form = "scheme"
+
+    enabled: bool | None = None
+    scheme: Scheme | None = None
+    """Of the denoiser. `int8` and `fp8` compute in 8 bits; the others store, and compute in the model's format."""
+    unet: Scheme | None = None
+    transformer: Scheme | None = None
+    transformer_2: Scheme | None = None
+    text_encoder: Scheme | None = None
+    text_encoder_2: Scheme | None = None
+    text_encoder_3: Scheme | None = None
+    exclude: list[Annotated[str, AfterValidator(a_pattern)]] | None = None
+    """Regular expressions for the names of layers that are left as they are."""
+
+    COMPONENTS: ClassVar[tuple[str, ...]] = (
+        "unet",
+        "transformer",
+        "transformer_2",
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is quantized."""
+        return self.enabled if self.enabled is not None else self != Quantization()
 
 
 class Attention(Section):

@@ -89,3 +89,21 @@ def as_bytes(value: Any) -> Any:
             SAID, "must be bytes with a unit, such as 8GiB or 512MB, not '{value}'", {"value": value}
         )
     return no_boolean(value)
+
+
+def as_scheme(value: Any) -> Any:
+    """`int8_dynamic`, `INT8` and `int8` are one name, as are `int8wo`, `int8_weight_only` and `int8-weight-only`."""
+    if not isinstance(value, str):
+        return value
+    name = value.strip().lower().replace("_", "-")
+    return re.sub(r"-?wo$", "-weight-only", name.removesuffix("-dynamic"))
+
+
+def a_pattern(value: str) -> str:
+    """A regular expression."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        text = {"value": value, "error": str(error)}
+        raise PydanticCustomError(SAID, "'{value}' is no regular expression: {error}", text) from None
+    return value
