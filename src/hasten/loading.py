@@ -69,7 +69,7 @@ def component_dtypes(plan: Plan, device: torch.device) -> dict[str, torch.dtype]
     return {name: resolve_dtype(value, device) for name, value in names.items() if value in DTYPES}
 
 
-def _in(dtype: torch.dtype, own: Mapping[str, torch.dtype] | None = None) -> dict[str, Any]:
+def dtype_keyword(dtype: torch.dtype, own: Mapping[str, torch.dtype] | None = None) -> dict[str, Any]:
     """The keyword for a dtype: diffusers 0.42 renamed it, and warns of the old one."""
     value = {"default": dtype, **own} if own else dtype
     return {"dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype": value}
@@ -157,7 +157,7 @@ def _load_folder(folder: Path, dtype: torch.dtype, own: Mapping[str, torch.dtype
     try:
         return DiffusionPipeline.from_pretrained(
             folder,
-            **_in(dtype, {name: value for name, value in own.items() if name in known}),
+            **dtype_keyword(dtype, {name: value for name, value in own.items() if name in known}),
             use_safetensors=None if pickle else True,
             local_files_only=True,
         )
@@ -174,7 +174,9 @@ def _load_hub(name: str, dtype: torch.dtype, own: Mapping[str, torch.dtype], pic
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        return DiffusionPipeline.from_pretrained(name, **_in(dtype, own), use_safetensors=None if pickle else True)
+        return DiffusionPipeline.from_pretrained(
+            name, **dtype_keyword(dtype, own), use_safetensors=None if pickle else True
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         causes = list(_causes(error))
         if any(isinstance(cause, GatedRepoError) for cause in causes):
@@ -208,13 +210,13 @@ def _load_file(file: Path, dtype: torch.dtype) -> Any:
         raise LoadError(f"diffusers cannot load a {kind.__name__} from a single file: use its diffusers folder")
     try:
         if denoiser is None:
-            return kind.from_single_file(str(file), config=str(folder), **_in(dtype), local_files_only=True)
+            return kind.from_single_file(str(file), config=str(folder), **dtype_keyword(dtype), local_files_only=True)
         name, cls = denoiser
         module = cls.from_single_file(
-            str(file), config=str(folder), subfolder=name, **_in(dtype), local_files_only=True
+            str(file), config=str(folder), subfolder=name, **dtype_keyword(dtype), local_files_only=True
         )
         return DiffusionPipeline.from_pretrained(
-            folder, **_in(dtype), use_safetensors=True, local_files_only=True, **{name: module}
+            folder, **dtype_keyword(dtype), use_safetensors=True, local_files_only=True, **{name: module}
         )
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise LoadError(f"{file} cannot be loaded as a {kind.__name__} of {folder}: {_first_line(error)}") from error

@@ -37,6 +37,7 @@ COMMANDS: dict[str, Row] = {
     "calibrate": Row("hasten.cli.calibrate", "Measure the figures that some methods need, once for a model."),
     "compare": Row("hasten.cli.compare", "Compare two reports of bench."),
     "generate": Row("hasten.cli.generate", "Make images from a prompt, accelerated by a plan."),
+    "inspect": Row("hasten.cli.inspect", "Look inside a model without its weights: layers, stages, cost, code."),
     "metadata": Row("hasten.cli.metadata", "Print what an image says of how it was made."),
     "metrics": Row("hasten.cli.metrics", "Measure images, films and latents against their references."),
     "plan": Row("hasten.cli.plan", "Check, show and list plans."),
