@@ -18,7 +18,7 @@ help:
 	@echo "make test       the tests that need neither an accelerator nor another implementation"
 	@echo "make check      ruff, formatting, mypy, and the plans that come with hasten"
 	@echo "make format     let ruff mend what it can"
-	@echo "make bench      the measurements behind the tables in docs/"
+	@echo "make bench      a report in outputs/, then the measurements behind the tables in docs/ (long)"
 	@echo "make clean      remove what was built (distclean: the .venv too)"
 
 venv: $(READY)
@@ -46,7 +46,8 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks
+	$(BIN)/hasten bench --plans taylorseer,reuse --prompts builtin:5 --out outputs/bench-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/python -m benchmarks step-cost predictors methods bench bench-overhead bench-unchanged
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,9 +12,17 @@ from pathlib import Path
 import diffusers
 import torch
 
-from benchmarks import methods, predictors, step_cost
+from benchmarks import bench, bench_check, methods, predictors, step_cost
 
-TABLES = {"step-cost": step_cost.table, "predictors": predictors.table, "methods": methods.table}
+TABLES = {
+    "step-cost": step_cost.table,
+    "predictors": predictors.table,
+    "methods": methods.table,
+    "bench": bench.table,
+    "bench-overhead": bench_check.overhead,
+    "bench-unchanged": bench_check.unchanged,
+}
+PROMPTS = {"bench": 5, "bench-overhead": 3, "bench-unchanged": 2}  # 20 of the others
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -24,14 +32,15 @@ def main() -> None:
         "tables", nargs="*", choices=[[], *TABLES], metavar="TABLE", help=f"{', '.join(TABLES)}; default: all"
     )
     parser.add_argument("--model", default="scenes-qwen")
-    parser.add_argument("--prompts", type=int, default=20, help="held-out prompts, where a table takes them")
+    parser.add_argument("--prompts", type=int, help="held-out prompts, where a table takes them")
     parser.add_argument(
         "--docs", action="store_true", help="also write the tables into the pages that have a mark for them"
     )
     arguments = parser.parse_args()
     for name in arguments.tables or TABLES:
-        text = TABLES[name](arguments.model, arguments.prompts)
-        command = f"python -m benchmarks {name} --model {arguments.model} --prompts {arguments.prompts}"
+        prompts = arguments.prompts or PROMPTS.get(name, 20)
+        text = TABLES[name](arguments.model, prompts)
+        command = f"python -m benchmarks {name} --model {arguments.model} --prompts {prompts}"
         text = f"{text}\n\n`{command}`, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}, {machine()}\n"
         print(text, flush=True)
         if arguments.docs:

@@ -167,9 +167,12 @@ def test_the_chinese_readme_has_the_code_of_the_english_one() -> None:
 
 
 def test_the_measured_tables_have_their_places() -> None:
-    text = (ROOT / "docs" / "caching.md").read_text("utf-8")
-    for name in ("predictors", "step-cost"):
-        assert text.count(f"<!-- table:{name} -->") == text.count(f"<!-- /table:{name} -->") == 1
+    from benchmarks.__main__ import DOCS, TABLES
+
+    pages = "".join(page.read_text("utf-8") for page in DOCS.glob("*.md"))
+    begun = re.findall(r"<!-- table:(\S+) -->", pages)
+    assert sorted(begun) == sorted(set(begun)) == sorted(re.findall(r"<!-- /table:(\S+) -->", pages))
+    assert {name.partition(":")[0] for name in begun} == set(TABLES)
 
 
 # --- running

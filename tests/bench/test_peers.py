@@ -73,6 +73,12 @@ def test_a_misspelt_peer_is_refused_with_the_nearest_name(text: str, message: st
         parse_peer(text)
 
 
+def test_the_settings_of_the_documented_table_exist() -> None:
+    from benchmarks.bench import NEAR
+
+    assert all(parse_peer(text).settings for text in NEAR)
+
+
 def test_the_page_names_every_peer() -> None:
     page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text("utf-8")
     for name, peer in PEERS.items():

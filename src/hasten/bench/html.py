@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from PIL import Image
 
 from hasten.bench.schema import BenchReport, Sample, Variant
 from hasten.bench.svg import Point, scatter, timeline
-from hasten.bench.tables import all_tables, facts, find, mark
+from hasten.bench.tables import all_tables, facts, find, mark, notes
 from hasten.bench.variants import REFERENCE
 from hasten.errors import HastenError
 from hasten.images import difference
@@ -77,7 +76,7 @@ def to_html(report: BenchReport, folder: Path | None = None) -> str:
         rows=image_rows(report, folder) if folder is not None else [],
         prompts=len(report.settings.prompts),
         gain=GAIN,
-        notes=_notes(report),
+        notes=notes(report),
     )
     return page
 
@@ -167,8 +166,3 @@ def _caption(variant: Variant) -> str:
     parts = [f"{variant.computed} computed, {variant.skipped} skipped"]
     parts += [part for part in (variant.site, variant.predictor) if part]
     return ", ".join(parts)
-
-
-def _notes(report: BenchReport) -> Sequence[str]:
-    notes = [*report.notes, *(f"{v.name}: {note}" for v in report.variants for note in v.notes)]
-    return list(dict.fromkeys([*notes, *(f"{v.name} did not run: {v.error}" for v in report.variants if v.error)]))

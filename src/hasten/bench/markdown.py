@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasten.bench.schema import BenchReport
-from hasten.bench.tables import Table, all_tables, facts
+from hasten.bench.tables import Table, all_tables, facts, notes
 
 
 def to_markdown(report: BenchReport) -> str:
@@ -17,10 +17,8 @@ def to_markdown(report: BenchReport) -> str:
         lines += [f"## {table.title}", "", *table_lines(table), ""]
         if table.caption:
             lines += [_safe(table.caption), ""]
-    notes = [*report.notes, *(f"{v.name}: {note}" for v in report.variants for note in v.notes)]
-    notes += [f"{v.name} did not run: {v.error}" for v in report.variants if v.error]
-    if notes:
-        lines += ["## Notes", "", *(f"- {_safe(note)}" for note in dict.fromkeys(notes)), ""]
+    if told := notes(report):
+        lines += ["## Notes", "", *(f"- {_safe(note)}" for note in told), ""]
     return "\n".join(lines)
 
 

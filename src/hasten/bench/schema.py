@@ -16,7 +16,7 @@ from hasten.record import Quality, Timings
 
 FILE = "report.json"
 Kind = Literal["reference", "plan", "fewer-steps", "peer"]
-Value = bool | int | float | str | list[float]
+Value = bool | int | float | str | list[int | float]
 """What a peer's setting can be."""
 VERSION = 2
 """1 had no peers; it is read as well."""

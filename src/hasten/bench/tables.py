@@ -35,8 +35,7 @@ def overview(report: BenchReport) -> Table:
         summary = find(report, variant.name)
         marks.append(mark(variant))
         if variant.error is not None or summary is None:
-            reason = variant.error or "not measured yet"
-            rows.append((variant.name, reason.splitlines()[0], *[NONE] * 8))
+            rows.append((variant.name, "did not run" if variant.error else "not measured yet", *[NONE] * 8))
             continue
         rows.append(
             (
@@ -165,6 +164,12 @@ def batches(report: BenchReport) -> Table | None:
 def all_tables(report: BenchReport) -> list[Table]:
     tables = (overview(report), peers(report), stages(report), power(report), batches(report))
     return [table for table in tables if table is not None]
+
+
+def notes(report: BenchReport) -> list[str]:
+    """What there is to say of the whole and of single variants; why one did not run."""
+    told = [*report.notes, *(f"{v.name}: {note}" for v in report.variants for note in v.notes)]
+    return list(dict.fromkeys([*told, *(f"{v.name} did not run: {v.error}" for v in report.variants if v.error)]))
 
 
 def facts(report: BenchReport) -> list[tuple[str, str]]:

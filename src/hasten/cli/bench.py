@@ -219,7 +219,7 @@ def _print(report: BenchReport, written: list[Path], *, as_json: bool, quiet: bo
     from rich.table import Table
     from rich.text import Text
 
-    from hasten.bench.tables import overview
+    from hasten.bench.tables import notes, overview
 
     shown = overview(report)
     table = Table(box=None)
@@ -230,7 +230,7 @@ def _print(report: BenchReport, written: list[Path], *, as_json: bool, quiet: bo
     for row in shown.rows:
         table.add_row(*(Text(row[index]) for index in columns))
     out.print(table)
-    for note in (shown.caption, *report.notes):
+    for note in (shown.caption, *notes(report)):
         err.print(Text(note), soft_wrap=True)
     for path in written:
         out.print(Text(str(path)), soft_wrap=True)
