@@ -17,6 +17,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    LatteTransformer3DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     StableDiffusionPipeline,
@@ -283,3 +284,25 @@ def wan_call(steps: int = 12, seed: int = 0, **more: Any) -> dict[str, Any]:
         "output_type": "latent",
         "guidance_scale": 3.0,
     } | more
+
+
+def latte_transformer(blocks: int = 2, frames: int = 5, seed: int = 6) -> nn.Module:
+    """A video model whose self-attention looks at space and time in turns; cross-attention in the spatial blocks."""
+    model = LatteTransformer3DModel(
+        sample_size=8,
+        num_layers=blocks,
+        patch_size=2,
+        attention_head_dim=12,
+        num_attention_heads=2,
+        caption_channels=24,
+        in_channels=4,
+        cross_attention_dim=24,
+        out_channels=4,
+        video_length=frames,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+        activation_fn="gelu-approximate",
+        attention_bias=True,
+    )
+    return random_(model, seed)
