@@ -346,13 +346,8 @@ def versions() -> dict[str, str]:
 
 def _plan_of_one(plan: Plan, seed: int, dtype: str) -> Plan:
     """The plan that makes this one image again, also where another machine or hasten has other defaults."""
-    values = resolved_dict(plan)
-    sections = values["cache"] if isinstance(values["cache"], list) else [values["cache"]]
-    for section, written in zip(plan.caches, sections, strict=False):
-        # A site that was not asked for is a wish, which falls back where a model cannot fulfil it; it has to stay one.
-        for name in ("site", "span"):
-            if getattr(section, name) is None:
-                written.pop(name, None)
+    # A site that was not asked for is a wish, which falls back where a model cannot fulfil it; it has to stay one.
+    values = resolved_dict(plan, wishes=True)
     values["precision"] = {**values["precision"], "dtype": dtype}
     values["generation"]["num_images"] = 1
     values["seed"] = seed

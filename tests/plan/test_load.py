@@ -220,7 +220,7 @@ def test_a_wrong_value_is_answered_in_plain_words(key: str, value: object, messa
     assert len(found) == 1
     assert message in found[0]
     assert found[0].startswith(f"{key}: ")
-    assert len(found[0].replace(METHODS, "")) < 220
+    assert len(found[0].replace(METHODS, "")) < 280
 
 
 def test_sets_and_keywords_say_which_of_them_is_wrong() -> None:

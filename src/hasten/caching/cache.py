@@ -20,13 +20,14 @@ from hasten.caching.budget import Budget
 from hasten.caching.clock import Clock
 from hasten.caching.denoiser import Branch, Denoiser, Port
 from hasten.caching.figures import ByBranch, figures_for
-from hasten.caching.methods import FIXED, MIDWAY, Settings
+from hasten.caching.methods import FIXED, MIDWAY, WITHIN, Settings
 from hasten.caching.midway import NowhereError, Question
-from hasten.caching.policies import Decision, every_step, needed
+from hasten.caching.policies import Decision, between, every_step, needed
 from hasten.caching.prediction import Moment
 from hasten.caching.report import Book, Report
 from hasten.caching.signals import Gauge, observed
 from hasten.caching.sites import Call, MisfitError, OutputSite, Predict, Site, SpanSite, UnfitError
+from hasten.caching.snapshots import conditional_rows, mean_rows
 from hasten.caching.trees import fresh
 from hasten.caching.wiring import arguments
 from hasten.errors import CacheError
@@ -35,9 +36,10 @@ FiguresOf = Callable[[Port], tuple[ByBranch, str]]
 
 # Tiled pipelines call the denoiser once per tile; a module that is called without end in one step is in no run at all.
 _MOST_BRANCHES = 64
+_ROWS = {"conditional": conditional_rows, "mean": mean_rows}
 
 
-class _Served(NamedTuple):
+class Served(NamedTuple):
     """What became of one call of a denoiser.
 
     Attributes:
@@ -128,10 +130,15 @@ class Cache:
         """A denoiser is called: compute, or put in predictions."""
         started = perf_counter()
         clock, denoiser = self.clock, self._denoisers[port]
+        branch = denoiser.enter((clock.run, clock.index))
+        if branch.serial == port.serial:
+            return self._repeat(denoiser, branch, inner, args, kwargs)
+        branch.serial = port.serial
+        served = self._serve(denoiser, branch, inner, args, kwargs)
+        if not denoiser.reached:
+            return served.result  # a layer outside of this one left it out
         if not self._book.calls:
             self._runs += 1
-        branch = denoiser.enter((clock.run, clock.index))
-        served = self._serve(denoiser, branch, inner, args, kwargs)
         self._book.enter(
             (denoiser.name, branch.name),
             clock.index,
@@ -144,22 +151,34 @@ class Cache:
         )
         return served.result
 
-    def _serve(self, denoiser: Denoiser, branch: Branch, inner: Call, args: Any, kwargs: Any) -> _Served:
+    def _repeat(self, denoiser: Denoiser, branch: Branch, inner: Call, args: Any, kwargs: Any) -> Any:
+        """A layer outside of this one tries something out on a call that was served already: nothing is learned."""
+        assert self.settings is not None
+        owner = denoiser if self.settings.branches == "shared" else branch
+        if owner.verdict is None or owner.verdict.compute:
+            return inner(*args, **kwargs)
+        return self._skip(denoiser, branch, inner, args, kwargs).result
+
+    def _serve(self, denoiser: Denoiser, branch: Branch, inner: Call, args: Any, kwargs: Any) -> Served:
         index = self.clock.index
         plan, keep = self._decide(index)
         if not self._stores or self._idle:
-            return _Served(inner(*args, **kwargs), True, plan.reason)
-        signature = _signature(args, kwargs)
-        if signature != branch.signature:
-            branch.forget("its input has another shape")
-            branch.signature = signature
+            return Served(inner(*args, **kwargs), True, plan.reason)
         assert self.settings is not None
+        half, signature = denoiser.port.half, _signature(args, kwargs)
+        if branch.signatures.get(half, signature) != signature:
+            branch.forget("its input has another shape")
+        branch.signatures[half] = signature
+        if self.settings.conditional_only and not plan.compute and not denoiser.port.alone:
+            plan, keep = Decision(True, "beside the unconditional branch"), True
         owner = denoiser if self.settings.branches == "shared" else branch
         # The first branch of a step decides for all, and its tensors alone are measured.
         gauge = self._gauge(denoiser, branch, owner) if self._adapts and owner.verdict is None else None
         verdict = owner.verdict or (plan if gauge is None else gauge.begin(index))
         if verdict is None or not verdict.compute:
             obstacle = self._obstacle(denoiser, branch)
+            if obstacle is None and not half and any(branch.history.halves):
+                obstacle = "only the conditional half of the batch was computed before"
             if obstacle is not None:
                 verdict = self._deny(obstacle, gauge)
         if gauge is not None and self.settings.signal in MIDWAY:
@@ -170,7 +189,7 @@ class Cache:
             latent = denoiser.port.latent(args, kwargs)
             verdict = gauge.see(latent) if latent is not None else self._deny("it takes no latent", gauge)
         assert verdict is not None
-        served: _Served | None = None
+        served: Served | None = None
         if not verdict.compute:
             spare = fresh((args, kwargs))
             try:
@@ -183,7 +202,7 @@ class Cache:
         owner.verdict = verdict
         if served is None:
             result = self._compute(denoiser, branch, inner, args, kwargs, keep=keep or verdict != plan)
-            served = _Served(result, True, verdict.reason)
+            served = Served(result, True, verdict.reason)
         if gauge is None:
             return served
         gauge.end(served.computed, served.result)
@@ -191,7 +210,7 @@ class Cache:
 
     def _serve_midway(
         self, denoiser: Denoiser, branch: Branch, gauge: Gauge, inner: Call, args: Any, kwargs: Any, *, keep: bool
-    ) -> _Served:
+    ) -> Served:
         """A call whose signal shows itself on the way: the site begins to compute, and goes on or leaves the rest out.
 
         Raises:
@@ -240,7 +259,7 @@ class Cache:
             self._store(denoiser, branch, site, values)
         branch.last_index = self.clock.index
         decision = gauge.end(computed, result)
-        return _Served(result, computed, decision.reason if computed else used, gauge.signal)
+        return Served(result, computed, decision.reason if computed else used, gauge.signal)
 
     def _deny(self, obstacle: str, gauge: Gauge | None) -> Decision:
         """A step that might be skipped has to be computed."""
@@ -273,16 +292,17 @@ class Cache:
         if low is not None:
             band = LowBand(low, self.settings.cut, grids_of(args, kwargs))
             denoiser.notes |= {note: f"{denoiser.name}: {note}" for note in band.notes(history.values[0])}
-        predict = partial(history.predict, weights, low=band)
+        rows = _ROWS[self.settings.halves] if denoiser.port.half else None
+        predict = partial(history.predict, weights, low=band, rows=rows)
         used = ", ".join(str(anchor) for anchor, weight in zip(indices, weights, strict=False) if weight)
         return predict, f"predicted from {used}"
 
-    def _skip(self, denoiser: Denoiser, branch: Branch, inner: Call, args: Any, kwargs: Any) -> _Served:
+    def _skip(self, denoiser: Denoiser, branch: Branch, inner: Call, args: Any, kwargs: Any) -> Served:
         assert branch.site is not None
         predict, used = self._prediction(denoiser, branch, args, kwargs)
         result = branch.site.skip(inner, args, kwargs, branch.blanks, predict)
         branch.last_index = self.clock.index
-        return _Served(result, False, used)
+        return Served(result, False, used)
 
     def _keeps(self, denoiser: Denoiser, keep: bool) -> bool:
         """Whether there is room for what a later step may look at."""
@@ -321,6 +341,12 @@ class Cache:
         assert self.settings is not None
         assert self._budget is not None
         wanted, dtype = self._budget.site, self._budget.dtype
+        if wanted in WITHIN and not self.settings.site_given:
+            # Of a method of several layers this one finds nothing to leave out.
+            branch.lost = str(unfit)
+            denoiser.notes["site"] = f"{denoiser.name}: site {wanted}: every step is computed: {unfit}"
+            result = unfit.result if isinstance(unfit, MisfitError) else inner(*args, **kwargs)
+            return denoiser.site(wanted, self.settings), result, ()
         if wanted != "output" and self.settings.site_given:
             raise CacheError(
                 f"cache.site: {denoiser.name} ({type(denoiser.module).__name__}) has no site "
@@ -377,7 +403,7 @@ class Cache:
             values, branch.history, [other.history for other in others], [other.history for other in idle]
         )
         if values:
-            branch.history.add(index, tuple(value.contiguous() for value in values))
+            branch.history.add(index, tuple(value.contiguous() for value in values), denoiser.port.half)
         gauge = denoiser.gauge or branch.gauge
         measured = 0 if gauge is None or gauge.meter is None else gauge.meter.nbytes
         everything = branch.history.nbytes + measured + sum(other.history.nbytes for other in others)
@@ -391,7 +417,7 @@ class Cache:
         total = self.clock.total
         now = (self.clock.run, total)
         if now != self._schedule[0]:
-            decisions = [self._fixed(step, total) for step in range(total or 0)]
+            decisions = [self._planned(step, total) for step in range(total or 0)]
             computed = [decision.compute for decision in decisions]
             snapshots = self.settings.snapshots if self.settings is not None else 0
             wanted = needed(computed, snapshots)
@@ -402,7 +428,13 @@ class Cache:
         _, decisions, wanted = self._schedule
         if index < len(decisions):
             return decisions[index], wanted[index]
-        return self._fixed(index, None), True
+        return self._planned(index, None), True
+
+    def _planned(self, index: int, total: int | None) -> Decision:
+        decision = self._fixed(index, total)
+        if self.settings is None or self.settings.timesteps is None:
+            return decision
+        return between(decision, self.clock.timestep(index), self.settings.timesteps)
 
     def _gauge(self, denoiser: Denoiser, branch: Branch, owner: Denoiser | Branch) -> Gauge:
         """The adaptive policy at work, made anew for each run, and where the run's length turns out to be another."""

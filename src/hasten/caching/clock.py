@@ -72,6 +72,15 @@ class Clock:
         position = min(self._offset + index, len(self._sigmas) - 1)
         return self._sigmas[position] if position >= 0 else float(index)
 
+    def timestep(self, index: int) -> float | None:
+        """The timestep of a step of this run on the scale from 0 to 1000; None where it is not known."""
+        known = self._timesteps[self._offset :] or self._sigmas
+        if not 0 <= index < len(known):
+            return None
+        scale = 1.0 if max(known) <= 1 else _attribute(_attribute(self._scheduler, "config"), "num_train_timesteps")
+        value = 1000 * known[index] / (scale if isinstance(scale, int | float) else 1000)
+        return value if 0 <= value <= 1000 else None
+
     def arrive(self, timestep: object = None) -> None:
         """A denoiser is being called.
 

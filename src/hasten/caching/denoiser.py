@@ -11,8 +11,10 @@ from typing import Any
 from torch import nn
 
 from hasten.caching.branches import BranchSite
+from hasten.caching.guidance import GuidanceSite
 from hasten.caching.methods import Settings, SiteName
 from hasten.caching.midway import Probe
+from hasten.caching.modules import PARTS, ModulesSite
 from hasten.caching.patching import CALL, Tap
 from hasten.caching.policies import Decision
 from hasten.caching.signals import Gauge, latent_of
@@ -28,7 +30,9 @@ class Branch:
         self.name = name
         self.history = History()
         self.blanks: dict[int, Any] = {}
-        self.signature: object = None
+        self.signatures: dict[bool, object] = {}
+        """What calls with all rows of a batch and with half of them (True) look like."""
+        self.serial = 0
         self.site: Site | None = None
         self.last_index = 0
         self.lost = ""
@@ -40,6 +44,7 @@ class Branch:
         self.lost = why if len(self.history) else ""
         self.history.trim(0)
         self.blanks = {}
+        self.signatures = {}
         self.site = None
 
 
@@ -49,6 +54,13 @@ class Port:
     Args:
         name: its name in the pipeline.
         timestep: finds the timestep among its arguments.
+
+    Attributes:
+        branch: the branch that is being called.
+        moment: counts the steps.
+        serial: counts the calls.
+        half: the call is about the second, conditional half of its batch alone.
+        alone: no unconditional branch is computed beside this call.
     """
 
     def __init__(self, name: str, module: nn.Module, timestep: Callable[[Any, Any], object]) -> None:
@@ -56,6 +68,10 @@ class Port:
         self.module = module
         self.timestep = timestep
         self.branch = ""
+        self.moment = 0
+        self.serial = 0
+        self.half = False
+        self.alone = True
         self._taps: list[Tap] = []
         self._context: str | None = None
         self._moment = (0, 0)
@@ -85,8 +101,10 @@ class Port:
 
     def enter(self, moment: tuple[int, int]) -> None:
         """A call at (run, step): which branch is it?"""
+        self.serial += 1
         if moment != self._moment:
             self._moment = moment
+            self.moment += 1
             self._called.clear()
         number = self._called[self._context]
         self._called[self._context] += 1
@@ -129,8 +147,7 @@ class Denoiser:
     def detach(self) -> None:
         """Leave the blocks as they were."""
         for site in self._sites.values():
-            if isinstance(site, SpanSite):
-                site.detach()
+            site.detach()
         if self._probe is not None:
             self._probe.detach()
         self._sites, self._probe = {}, None
@@ -141,8 +158,7 @@ class Denoiser:
         self.branches = {}
         self.gauge = None
         for site in self._sites.values():
-            if isinstance(site, SpanSite):
-                site.arm()
+            site.arm()
         if self._probe is not None:
             self._probe.arm()
 
@@ -167,7 +183,16 @@ class Denoiser:
         if name == "unet_branch":
             # Where nobody asked for this very site it has to save about as much as the one in whose place it stands.
             return BranchSite(self.module, settings.branch, least=0.0 if settings.site == name else ENOUGH)
-        return SpanSite(self.module, *(settings.span if name == "span" else (0, 0)))
+        if name == "guidance":
+            return GuidanceSite(self.port)
+        if name in PARTS:
+            return ModulesSite(self.module, name)
+        return SpanSite(self.module, *(settings.span if name != "residual" else (0, 0)), absolute=name == "last_block")
+
+    @property
+    def reached(self) -> bool:
+        """Whether the last call came to what this layer leaves out."""
+        return all(site.reached for site in self._sites.values())
 
     def enter(self, moment: tuple[int, int]) -> Branch:
         """A call at (run, step): the branch that it is."""

@@ -6,36 +6,54 @@ No torch in here: the command line lists the methods and checks plans with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hasten.caching import masks, policies
 from hasten.caching.adaptive import Accumulate, Adaptive, Compare, Lacking, Table, polynomial, stretched
 from hasten.caching.figures import Figures
-from hasten.caching.prediction import KINDS, Coordinate, Prediction, PredictorName
+from hasten.caching.prediction import KINDS, TUNABLE, Coordinate, Prediction, PredictorName
 from hasten.errors import CacheError
 
 if TYPE_CHECKING:
     from hasten.plan import Cache
 
-SiteName = Literal["output", "latent", "residual", "span", "unet_branch"]
+SiteName = Literal[
+    "guidance",
+    "output",
+    "latent",
+    "residual",
+    "unet_branch",
+    "span",
+    "last_block",
+    "block",
+    "attention",
+    "spatial_attention",
+    "temporal_attention",
+    "cross_attention",
+    "feed_forward",
+]
 # Outermost first: what a site leaves out, those further down are not asked for.
-_FROM_OUTSIDE: tuple[SiteName, ...] = ("output", "latent", "residual", "unet_branch", "span")
+_FROM_OUTSIDE: tuple[SiteName, ...] = get_args(SiteName)
 # Sites that would leave out the same modules, each in its own way.
 _RIVALS: tuple[frozenset[SiteName], ...] = (
     frozenset({"output", "latent"}),
-    frozenset({"residual", "span", "unet_branch"}),
+    frozenset({"residual", "unet_branch", "span", "last_block", "block"}),
+    frozenset({"attention", "spatial_attention"}),
+    frozenset({"attention", "temporal_attention"}),
 )
-PolicyName = Literal["interval", "mask", "geometric", "bins", "window", "accumulate", "compare", "table"]
+WITHIN = frozenset(_FROM_OUTSIDE) - {"output", "latent", "residual", "unet_branch", "span", "last_block"}
+"""Sites that some denoisers do not have, and that no other can stand in for."""
+PolicyName = Literal["interval", "mask", "geometric", "bins", "window", "gate", "accumulate", "compare", "table"]
 SignalName = Literal["input", "estimate", "modulated", "state", "probe"]
 MIDWAY: tuple[SignalName, ...] = ("modulated", "state", "probe")
 """Signals that show themselves in the middle of a call: only a site that can begin undecided goes with them."""
 _UNDECIDED: tuple[SiteName, ...] = ("output", "latent", "residual", "span", "unet_branch")
 StoreDtype = Literal["model", "fp32", "bf16", "fp16"]
 
-FIXED: tuple[PolicyName, ...] = ("interval", "mask", "geometric", "bins", "window")
+FIXED: tuple[PolicyName, ...] = ("interval", "mask", "geometric", "bins", "window", "gate")
 """Policies whose steps are known before the run."""
 
 
@@ -53,17 +71,24 @@ class Method:
         signal: what is measured, for a policy that needs it; see `signals`.
         threshold, max_skips: see `adaptive`.
         rescaled: a measured polynomial of the signal is summed in its place.
-        site: what a skipped step leaves out.
+        site, span: what a skipped step leaves out.
         branch: with site unet_branch, the skip connection that the deep part is cut off at.
-        span: with site span, so many first and last blocks that keep running.
-        predictor and what follows: see `prediction.Prediction`; a None is the predictor's own default.
+        predictor to snapshots: see `prediction.Prediction`; a None is the predictor's own default.
+        timesteps: steps are skipped only where the timestep lies between these two, on the scale from 0 to 1000.
+        gate_step, fi_interval: see `policies.gate`.
+        gains, low_timesteps, high_timesteps: see `Settings.guidance_gains`.
+        conditional_only: nothing is skipped in a step whose unconditional branch is computed.
+        halves: what of a batch's two halves stands in for the conditional one, where that is called alone.
+        layers: of a method of several sites, each of them with its defaults; those of the method itself say what its
+            section may hold.
+        deaf: keys of the section that are not for this layer.
     """
 
     name: str
     paper: str
     summary: str
     policy: PolicyName = "interval"
-    interval: int = 4
+    interval: int | None = 4
     first_enhance: int = 3
     cooldown: int = 1
     retention: float = 0.0
@@ -74,8 +99,8 @@ class Method:
     max_skips: int | None = None
     rescaled: bool = False
     site: SiteName = "residual"
-    branch: int = 0
     span: tuple[int, int] = (1, 0)
+    branch: int = 0
     predictor: PredictorName = "poly"
     coordinate: Coordinate = "sigma"
     order: int | None = None
@@ -88,7 +113,23 @@ class Method:
     low_order: int | None = None
     cut: float = 0.1
     snapshots: int | None = None
+    timesteps: tuple[float, float] | None = None
+    gate_step: int | None = None
+    fi_interval: int | None = None
+    gains: tuple[float, float] = (1.0, 1.0)
+    low_timesteps: tuple[float, float] = (99, 901)
+    high_timesteps: tuple[float, float] = (-1, 301)
+    conditional_only: bool = False
+    halves: Literal["conditional", "mean"] = "conditional"
+    layers: tuple[Method, ...] = ()
+    deaf: frozenset[str] = frozenset()
 
+    def at(self, layers: Mapping[SiteName, Mapping[str, Any]]) -> Method:
+        """The method with a layer at each of these sites, given where their defaults differ from the method's."""
+        return replace(self, layers=tuple(replace(self, site=site, **own) for site, own in layers.items()))
+
+
+_PHASES = frozenset({"interval", "fi_interval", "first_enhance"})
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -229,6 +270,95 @@ METHODS: dict[str, Method] = {
             site="unet_branch",
             predictor="reuse",
         ),
+        Method(
+            name="taylorseer-sublayer",
+            paper="Liu et al. 2025, arXiv 2503.06923",
+            summary="every attention and feed-forward output is extrapolated by itself; gates and norms run",
+            interval=6,
+            predictor="taylor",
+            order=1,
+        ).at({"attention": {}, "cross_attention": {}, "feed_forward": {}}),
+        Method(
+            name="taylorseer-lite",
+            paper="Liu et al. 2025, arXiv 2503.06923",
+            summary="what leaves the last block is extrapolated, and no block runs",
+            interval=5,
+            site="last_block",
+            span=(0, 0),
+            predictor="taylor",
+            order=2,
+        ),
+        Method(
+            name="fora",
+            paper="Selvaraju et al. 2024, arXiv 2407.01425",
+            summary="every attention and feed-forward output is repeated",
+            interval=3,
+            first_enhance=1,
+            predictor="reuse",
+        ).at({"attention": {}, "cross_attention": {}, "feed_forward": {}}),
+        Method(
+            name="deepcache-blocks",
+            paper="Ma et al. 2023, arXiv 2312.00858, as AngelSlim's DeepCacheHelper has it for transformers",
+            summary="what enters the last block is repeated, and that block alone runs",
+            first_enhance=11,
+            cooldown=5,
+            site="last_block",
+            span=(0, 1),
+            predictor="reuse",
+        ),
+        Method(
+            name="pab",
+            paper="Zhao et al. 2024, arXiv 2408.12588",
+            summary="attention outputs are repeated: over time longer than over space, cross-attention longest",
+            interval=2,
+            first_enhance=1,
+            cooldown=0,
+            timesteps=(100, 800),
+            predictor="reuse",
+        ).at({"spatial_attention": {}, "temporal_attention": {"interval": 4}, "cross_attention": {"interval": 6}}),
+        Method(
+            name="fastercache",
+            paper="Lv et al. 2024, arXiv 2410.19355",
+            summary="self-attention is extrapolated, and the unconditional branch predicted from the conditional one",
+            interval=2,
+            first_enhance=1,
+            cooldown=0,
+            timesteps=(-1, 681),
+            predictor="difference",
+            damping=0.5,
+            conditional_only=True,
+        ).at(
+            {
+                "guidance": {
+                    "interval": 5,
+                    "timesteps": (-1, 641),
+                    "predictor": "reuse",
+                    "gains": (1.1, 1.1),
+                    "conditional_only": False,
+                    "deaf": frozenset({"interval", "timesteps", "predictor", *TUNABLE}),
+                },
+                "attention": {},
+            }
+        ),
+        Method(
+            name="tgate",
+            paper="Zhang et al. 2024, arXiv 2404.02747",
+            summary="cross-attention and guidance end at a gate; self-attention has one interval before and one after",
+            policy="gate",
+            interval=5,
+            first_enhance=3,
+            cooldown=0,
+            gate_step=10,
+            fi_interval=1,
+            predictor="reuse",
+            halves="mean",
+        ).at(
+            {
+                "guidance": {"interval": 1, "fi_interval": None, "gains": (0.0, 0.0), "deaf": _PHASES},
+                "attention": {},
+                "cross_attention": {"interval": 1, "fi_interval": None, "deaf": _PHASES},
+            }
+        ),
     )
 }
 
@@ -240,7 +370,7 @@ class Settings(Prediction):
     Attributes:
         site_given: the site was asked for, by its name or by that of a method which it makes up, so that another one in
             its place would be no favour.
-        span: so many first and so many last blocks keep running (site `span`; `residual` is (0, 0)).
+        span: so many first and so many last blocks keep running (sites `span` and `last_block`).
         branch: the skip connection that the deep part of a UNet is cut off at (site `unet_branch`).
         mask: the computed steps one by one, in place of interval and first_enhance.
         rescaled: not the signal is summed but what a polynomial makes of it.
@@ -283,6 +413,14 @@ class Settings(Prediction):
     snapshots: int
     size: float | None
     store_dtype: StoreDtype
+    timesteps: tuple[float, float] | None
+    gate_step: int | None
+    fi_interval: int | None
+    gains: tuple[float, float]
+    low_timesteps: tuple[float, float]
+    high_timesteps: tuple[float, float]
+    conditional_only: bool
+    halves: Literal["conditional", "mean"]
 
     @property
     def steps(self) -> Callable[[int], tuple[int, ...]] | None:
@@ -306,6 +444,15 @@ class Settings(Prediction):
             return partial(policies.mask, computed=frozenset(self.mask), cooldown=self.cooldown)
         if self.steps is not None:
             return partial(policies.planned, steps=cache(self.steps), cooldown=self.cooldown)
+        if self.policy == "gate":
+            assert self.gate_step is not None
+            return partial(
+                policies.gate,
+                gate_step=self.gate_step,
+                interval=self.interval,
+                after=self.fi_interval,
+                first_enhance=self.first_enhance,
+            )
         if self.interval == 1:
             return policies.every_step
         if self.interval is not None and self.center is not None and self.power is not None:
@@ -373,6 +520,43 @@ class Settings(Prediction):
             return Accumulate(*limits, self.threshold, rescale)
         return None
 
+    def guidance_gains(self, timesteps: Sequence[float | None]) -> tuple[float, float]:
+        """What the low and the high frequencies of the guidance's difference are multiplied with at a skipped step.
+
+        As FasterCache was published, the factor applies once for each skipped step within its timesteps.
+
+        Args:
+            timesteps: of the skipped steps since the last computed one, on the scale from 0 to 1000.
+        """
+        low = high = 1.0
+        for timestep in timesteps:
+            low *= self.gains[0] if _within(timestep, self.low_timesteps) else 1
+            high *= self.gains[1] if _within(timestep, self.high_timesteps) else 1
+        return low, high
+
+
+def _within(timestep: float | None, bounds: tuple[float, float]) -> bool:
+    return timestep is not None and bounds[0] < timestep < bounds[1]
+
+
+def layers_of(cache: Cache) -> tuple[Method, ...]:
+    """The layers that a section stands for, each with its method's defaults.
+
+    Raises:
+        CacheError: the section names a site that the method has no layer for.
+    """
+    method = METHODS[cache.method]
+    if not method.layers:
+        return (method,)
+    layers = [layer for layer in method.layers if cache.drop_guidance is not False or layer.site != "guidance"]
+    if cache.site is None:
+        return tuple(layers)
+    found = tuple(layer for layer in layers if layer.site == cache.site)
+    if not found:
+        sites = ", ".join(layer.site for layer in layers)
+        raise CacheError(f"method {method.name!r} has no layer at site {cache.site!r}; its layers: {sites}")
+    return found
+
 
 def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
     """Fill a cache section with its method's defaults.
@@ -388,7 +572,16 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
         from hasten.plan import load_plan
 
         (cache,) = load_plan({"cache": dict(cache)}).caches
-    method = METHODS[cache.method]
+    layers = layers_of(cache)
+    if len(layers) > 1:
+        raise CacheError(f"method {cache.method!r} has {len(layers)} layers; name the site of one of them")
+    return _settings(cache, layers[0])
+
+
+def _settings(cache: Cache, method: Method, share: int = 1) -> Settings:
+    """Fill a section with the defaults of one of its layers, which is given one part in `share` of its ceiling."""
+
+    cache = cache.model_copy(update=dict.fromkeys(method.deaf))
 
     def given(name: str) -> Any:
         value = getattr(cache, name)
@@ -413,11 +606,12 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
         what = f"order {degree}" if kind.least is None else f"predictor {predictor!r}"
         raise CacheError(f"{what} needs {least} snapshots, not {snapshots}")
     site: SiteName = given("site")
-    span: tuple[int, int] = given("span") if site == "span" else (0, 0)
+    spans = site == "span" or (site == "last_block" and "last_block" in (method.site, cache.span and site))
+    span: tuple[int, int] = given("span") if spans else (0, 0)
     return Settings(
         method=method.name,
         policy=policy,
-        interval=given("interval") if policy == "interval" else None,
+        interval=given("interval") if policy in ("interval", "gate") else None,
         first_enhance=given("first_enhance"),
         cooldown=given("cooldown"),
         retention=given("retention"),
@@ -432,7 +626,7 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
         center=cache.center,
         power=cache.power,
         site=site,
-        site_given=cache.site is not None or method.site == "unet_branch",
+        site_given=method.site == "unet_branch" or (cache.site is not None and not METHODS[method.name].layers),
         span=span,
         branch=given("branch"),
         probe=(span[0] if site == "span" else 1) if cache.probe is None else cache.probe,
@@ -449,8 +643,16 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
         cut=given("cut"),
         gate=given("first_enhance") if policy in ("interval", "window") else 0,
         snapshots=snapshots,
-        size=cache.size,
+        size=None if cache.size is None else cache.size / share,
         store_dtype=cache.store_dtype or "model",
+        timesteps=given("timesteps"),
+        gate_step=given("gate_step"),
+        fi_interval=given("fi_interval"),
+        gains=given("gains"),
+        low_timesteps=given("low_timesteps"),
+        high_timesteps=given("high_timesteps"),
+        conditional_only=method.conditional_only,
+        halves=method.halves,
     )
 
 
@@ -474,16 +676,26 @@ def resolve_all(caches: Cache | Sequence[Cache] | None) -> tuple[Settings, ...]:
         CacheError: a section that no method can take, or two that leave out the same.
     """
     sections = () if caches is None else caches if isinstance(caches, Sequence) else (caches,)
-    layers = [resolve(section) for section in sections]
-    for number, layer in enumerate(layers):
-        for before, other in enumerate(layers[:number]):
+    layers = [(number, settings) for number, section in enumerate(sections) for settings in expand(section)]
+    for place, (number, layer) in enumerate(layers):
+        for before, other in layers[:place]:
             if layer.site == other.site:
                 raise CacheError(f"sections {before} and {number} both cache site {layer.site}; one of them is enough")
             if any({layer.site, other.site} <= rivals for rivals in _RIVALS):
                 raise CacheError(
                     f"sections {before} and {number} leave out the same modules (sites {other.site} and {layer.site})"
                 )
-    return tuple(sorted(layers, key=lambda layer: _FROM_OUTSIDE.index(layer.site)))
+    return tuple(sorted((layer for _, layer in layers), key=lambda layer: _FROM_OUTSIDE.index(layer.site)))
+
+
+def expand(cache: Cache) -> tuple[Settings, ...]:
+    """The layers that a section stands for; they share its ceiling for snapshots.
+
+    Raises:
+        CacheError: a combination that no method can take.
+    """
+    layers = layers_of(cache)
+    return tuple(_settings(cache, layer, len(layers)) for layer in layers)
 
 
 def _adaptive_part(cache: Cache, method: Method, policy: PolicyName, site: SiteName) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hasten.caching.parts import Key, Kind, Spotter, attentions, feed_forwards
-from hasten.caching.patching import CALL, Tap
-from hasten.caching.sites import Blanks, Call, MisfitError, Predict, UnfitError, Values, _blank, _is_compiled, _sort
+from hasten.caching.patching import CALL, Tap, is_compiled
+from hasten.caching.sites import Blanks, Call, MisfitError, Predict, UnfitError, Values, blank_of, sort_of
 from hasten.caching.trees import replace, tensors
 from hasten.caching.wiring import repeated_blocks
 
@@ -87,7 +87,7 @@ class ModulesSite:
     def compute(
         self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, dtype: torch.dtype | None, *, keep: bool
     ) -> tuple[Any, Values]:
-        sort = _sort(args, kwargs)
+        sort = sort_of(args, kwargs)
         plan = self._plans.get(sort)
         if plan is None and (compiled := self._compiled()):
             plan = self._plans[sort] = compiled
@@ -105,7 +105,7 @@ class ModulesSite:
         return result, self._stored(plan.keys, live, blanks)
 
     def skip(self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, predict: Predict) -> Any:
-        plan = self._plans.get(_sort(args, kwargs))
+        plan = self._plans.get(sort_of(args, kwargs))
         if not isinstance(plan, _Plan):
             raise UnfitError("called with other arguments than in the computed steps")
         if len(blanks) != len(plan.keys):
@@ -163,10 +163,10 @@ class ModulesSite:
 
     def _compiled(self) -> str:
         """Why its modules cannot be left out, if what is around them is compiled code."""
-        if _is_compiled(self._model):
+        if is_compiled(self._model):
             return "it is compiled as a whole, so that its modules cannot be left out"
         for name, module in self._model.named_modules():
-            if _is_compiled(module) and any(one in self._taps for one in list(module.modules())[1:]):
+            if is_compiled(module) and any(one in self._taps for one in list(module.modules())[1:]):
                 return f"its {name} is compiled, so that modules within it cannot be left out"
         return ""
 
@@ -217,7 +217,7 @@ class _Taking:
             wanted = "block" in self._kinds or self._spotter.may_be(key, self._kinds)
         if wanted:
             try:
-                blank = _blank(result)
+                blank = blank_of(result)
             except TypeError as error:
                 self.strange[key] = f"of what its {type(module).__name__} returns, {error}"
             else:

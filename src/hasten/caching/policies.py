@@ -137,6 +137,46 @@ def planned(index: int, total: int | None, *, steps: Callable[[int], tuple[int, 
     return mask(index, total, computed=steps(total), cooldown=cooldown)
 
 
+def gate(
+    index: int, total: int | None, *, gate_step: int, interval: int | None, after: int | None, first_enhance: int
+) -> Decision:
+    """T-GATE's two phases: one interval before a step and another one from it on.
+
+    Zhang et al. 2024, arXiv 2404.02747. The step right before the gate is computed, whatever the intervals say.
+
+    Args:
+        gate_step: the first step of the second phase.
+        interval, after: steps whose index is a multiple of it are computed, of the first and of the second phase;
+            None for no step.
+        first_enhance: so many steps at the start are all computed.
+
+    >>> [k for k in range(14) if gate(k, 14, gate_step=10, interval=5, after=None, first_enhance=3).compute]
+    [0, 1, 2, 5, 9]
+    """
+    if index < max(first_enhance, 1):
+        return Decision(True, "warm-up" if first_enhance > 0 else "first step")
+    every = interval if index < gate_step else after
+    if index == gate_step - 1 or (every is not None and index % every == 0):
+        return Decision(True, "gate" if index == gate_step - 1 else "interval")
+    return Decision(False, "gate" if index >= gate_step else "interval")
+
+
+def between(decision: Decision, timestep: float | None, timesteps: tuple[float, float]) -> Decision:
+    """Skip only where the timestep lies strictly between two bounds.
+
+    Args:
+        timestep: on the scale from 0 to 1000; None where nobody knows it, and then the step is computed.
+
+    >>> between(Decision(False, "interval"), 800.0, (100, 800))
+    Decision(compute=True, reason='outside of cache.timesteps')
+    """
+    if decision.compute:
+        return decision
+    if timestep is None:
+        return Decision(True, "no timestep is known")
+    return decision if timesteps[0] < timestep < timesteps[1] else Decision(True, "outside of cache.timesteps")
+
+
 def needed(computed: Sequence[bool], snapshots: int) -> tuple[bool, ...]:
     """Which computed steps a later prediction will look at; the others need not be stored.
 

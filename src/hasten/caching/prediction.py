@@ -9,7 +9,7 @@ from typing import Literal
 from hasten.caching import predictors
 from hasten.caching.predictors import Gram, Weights
 
-PredictorName = Literal["reuse", "poly", "taylor", "hermite", "ab2", "foca", "chebyshev", "dmd"]
+PredictorName = Literal["reuse", "difference", "poly", "taylor", "hermite", "ab2", "foca", "chebyshev", "dmd"]
 Coordinate = Literal["sigma", "index"]
 
 # Spectrum maps the steps of every run as if it had fifty; so does this one where nobody knows how many there are.
@@ -40,6 +40,7 @@ _ALL = {"damping", "trust", "low_order", "cut"}
 _BOUNDED = {*_ALL, "max_amplification"}
 KINDS: Mapping[PredictorName, Kind] = {
     "reuse": Kind(frozenset(), order=0),
+    "difference": Kind(frozenset(_ALL), order=1),
     "poly": Kind(frozenset({*_BOUNDED, "order", "coordinate"}), order=1),
     "taylor": Kind(frozenset({*_ALL, "order"}), order=1),
     "hermite": Kind(frozenset({*_BOUNDED, "order", "sigma_scale"}), order=2),
@@ -126,6 +127,8 @@ class Prediction:
             where = (moment.sigmas, moment.sigma)
         if self.predictor == "reuse" or order == 0:
             return predictors.reuse(steps, step)
+        if self.predictor == "difference":
+            return predictors.difference(steps, step)
         if self.predictor == "poly":
             return predictors.poly(*where, order, bound)
         if self.predictor == "taylor":

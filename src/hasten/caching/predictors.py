@@ -177,6 +177,17 @@ def foca(anchors: Sequence[float], target: float, max_amplification: float = 4.0
     return poly(anchors, target, 1, max_amplification)
 
 
+def difference(anchors: Sequence[float], target: float) -> Weights:
+    """The newest snapshot plus its difference to the one before, whatever the gaps: damped by w it is FasterCache's.
+
+    Lv et al. 2024, arXiv 2410.19355: `o₁ + w · (o₁ − o₂)`.
+
+    >>> damped(difference([8, 6], 9), 0.5)
+    (1.5, -0.5)
+    """
+    return (2.0, -1.0) if len(anchors) > 1 else reuse(anchors, target)
+
+
 def damped(weights: Weights, damping: float) -> Weights:
     """Trust the prediction only so far: `w ← κ·w + (1 − κ)·(1, 0, 0, …)`.
 

@@ -179,7 +179,12 @@ class Report:
         lines = [
             f"{self.method}: {self.computed_steps} of {len(self.steps)} steps computed, {self.skipped_steps} skipped "
             f"(site {self.site}, {self.predictor})",
-            *(f"  {line}" for layer in self.layers for line in layer.account(f"{layer.site}: ")),
+            *(
+                f"  {line}"
+                for layer in self.layers
+                if layer.skipped or not layer.notes  # the note says what is to be said
+                for line in layer.account(f"{layer.site}: ")
+            ),
             *(() if self.layers else self.account()),
         ]
         times = [

@@ -7,6 +7,7 @@ needs; or `skip` it, with predicted values in the place of the work.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace as replace_fields
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from hasten.caching.midway import EnoughError, Question
 from hasten.caching.patching import CALL, Tap, is_compiled
 from hasten.caching.trees import Meta, fresh, numbered, replace, tensors
-from hasten.caching.wiring import Slot, Span, Watcher, Wiring, arguments, repeated_blocks
+from hasten.caching.wiring import Slot, Span, Stream, Watcher, Wiring, arguments, repeated_blocks
 
 Call = Callable[..., Any]
 Predict = Callable[[int, Tensor | None, torch.dtype], Tensor]
@@ -42,6 +43,16 @@ class Site(Protocol):
     """Where a skipped step's work is left out."""
 
     name: str
+    reached: bool
+    """Whether the last call came to what the site leaves out; a layer outside of this one may leave it out, too."""
+
+    def arm(self) -> None:
+        """A run begins: put taps back that something else was put in the place of."""
+        ...
+
+    def detach(self) -> None:
+        """Leave everything as it was."""
+        ...
 
     def compute(
         self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, dtype: torch.dtype | None, *, keep: bool
@@ -82,6 +93,13 @@ class OutputSite:
     """The whole denoiser: its result is predicted, and none of it runs."""
 
     name = "output"
+    reached = True
+
+    def arm(self) -> None:
+        """There is nothing to put back."""
+
+    def detach(self) -> None:
+        """There is nothing to take off."""
 
     def compute(
         self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, dtype: torch.dtype | None, *, keep: bool
@@ -116,7 +134,7 @@ class OutputSite:
     def values(self, result: Any, blanks: Blanks, dtype: torch.dtype | None) -> Values:
         """What to store of a result: copies, because pipelines may write to what they get."""
         try:
-            blanks[0] = _blank(result)
+            blanks[0] = blank_of(result)
         except TypeError as error:
             raise MisfitError(f"of what the denoiser returns, {error}", result) from None
         return tuple(tensor.detach().to(dtype or tensor.dtype, copy=True) for tensor in tensors(result))
@@ -151,7 +169,7 @@ class LatentSite(OutputSite):
             raise MisfitError("what it returns is not of the shape of its input", result)
         if not keep:
             return result, ()
-        blanks[0] = _blank(result)
+        blanks[0] = blank_of(result)
         wide = torch.promote_types(after.dtype, dtype or after.dtype)
         return result, (torch.sub(after.detach().to(wide), before).to(dtype or after.dtype),)
 
@@ -171,10 +189,14 @@ class SpanSite:
     Args:
         model: the denoiser.
         first, last: so many blocks at the start and at the end of the stack keep running.
+        absolute: what leaves the stack is predicted in the place of its change (site `last_block`).
     """
 
-    def __init__(self, model: nn.Module, first: int = 0, last: int = 0) -> None:
-        self.name = "span" if first or last else "residual"
+    reached = True
+
+    def __init__(self, model: nn.Module, first: int = 0, last: int = 0, *, absolute: bool = False) -> None:
+        self.name = "last_block" if absolute else "span" if first or last else "residual"
+        self._absolute = absolute
         self._model = model
         self._keep = (first, last)
         self._taps: dict[nn.Module, Tap] = {}
@@ -199,7 +221,7 @@ class SpanSite:
     def compute(
         self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, dtype: torch.dtype | None, *, keep: bool
     ) -> tuple[Any, Values]:
-        sort = _sort(args, kwargs)
+        sort = sort_of(args, kwargs)
         plan = self._plans.get(sort)
         if plan is None and is_compiled(self._model):
             plan = "it is compiled as a whole, so that its blocks cannot be left out"
@@ -223,7 +245,7 @@ class SpanSite:
         return result, values
 
     def skip(self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, predict: Predict) -> Any:
-        plan = self._plans.get(_sort(args, kwargs))
+        plan = self._plans.get(sort_of(args, kwargs))
         if not isinstance(plan, _Plan):
             raise UnfitError("called with other arguments than in the computed steps")
         live = _Skipping(plan, blanks, predict)
@@ -249,7 +271,7 @@ class SpanSite:
         Raises:
             UnfitError: as `compute` and `skip`.
         """
-        sort = _sort(args, kwargs)
+        sort = sort_of(args, kwargs)
         plan = self._plans.get(sort)
         if not isinstance(plan, _Plan) or sort not in self._checked:
             return Decided(*self.compute(inner, args, kwargs, blanks, dtype, keep=keep), True)
@@ -275,7 +297,7 @@ class SpanSite:
         with watcher:
             result = inner(*args, **kwargs)
         watcher.returned(result)
-        wiring = watcher.wiring
+        wiring = _absolute(watcher.wiring) if self._absolute else watcher.wiring
         self._adopt(sort, wiring, watcher.blanks, blanks, result)
         values: list[Tensor] = []
         for span in wiring.spans:
@@ -312,7 +334,7 @@ class SpanSite:
 
         try:
             again = self.skip(inner, args, kwargs, blanks, exact)
-            same = all(_close(one, other) for one, other in zip(tensors(again), tensors(result), strict=True))
+            same = all(close(one, other) for one, other in zip(tensors(again), tensors(result), strict=True))
         except UnfitError:
             same = False
         if not same:
@@ -391,7 +413,7 @@ class _Computing:
         result = inner(*args, **kwargs)
         if span is not None and not self._lost:
             if position not in self._blanks:
-                self._blanks[position] = _blank(result)
+                self._blanks[position] = blank_of(result)
             if position == span.last:
                 self.values += _changes(span, self._bases, result, self._dtype)
                 self._bases = []
@@ -486,6 +508,14 @@ class _Deciding(_Computing):
             self._rest.predict(role.span, role.slot, self._bases)
 
 
+def _absolute(wiring: Wiring) -> Wiring:
+    """The same stacks, with streams that begin inside."""
+    spans = [
+        replace_fields(span, streams=tuple(Stream(one.out, None) for one in span.streams)) for span in wiring.spans
+    ]
+    return replace_fields(wiring, spans=tuple(spans))
+
+
 _OTHER_BLOCKS = "other blocks are called than in the computed steps"
 
 
@@ -514,15 +544,18 @@ def _changes(span: Span, bases: list[Tensor | None], left: Any, dtype: torch.dty
             yield torch.sub(after.to(torch.promote_types(after.dtype, store)), base.detach()).to(store)
 
 
-def _blank(tree: Any) -> Any:
+def blank_of(tree: Any) -> Any:
+    """What a module returns, without values. Raises TypeError for a structure that cannot be built again."""
     return replace(tree, lambda tensor: Meta.of(tensor).blank())
 
 
-def _sort(args: Sequence[Any], kwargs: dict[str, Any]) -> object:
+def sort_of(args: Sequence[Any], kwargs: dict[str, Any]) -> object:
+    """The sort of a call: which optional arguments are given."""
     return tuple((slot, value is None) for slot, value in arguments(args, kwargs))
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
+def close(one: Tensor, other: Tensor) -> bool:
+    """Whether two results are one and the same but for rounding."""
     if not other.is_floating_point():
         return torch.equal(one, other)
     tolerance = 0.05 if torch.finfo(other.dtype).bits <= 16 else 0.002

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 import torch
@@ -16,12 +16,30 @@ from hasten.caching.bands import LowBand, low_pass
 _PIECE = 2**22
 
 
+Rows = Callable[[Tensor], Tensor]
+"""From a value of a whole batch, unconditional samples first, to that of its conditional half."""
+
+
+def conditional_rows(value: Tensor) -> Tensor:
+    """The second half of a batch; a value without halves is of all of it."""
+    return value[len(value) // 2 :] if value.ndim and len(value) % 2 == 0 else value
+
+
+def mean_rows(value: Tensor) -> Tensor:
+    """The mean of the two halves of a batch, as T-GATE takes it."""
+    if not value.ndim or len(value) % 2:
+        return value
+    without, given = value.chunk(2)
+    return (without + given) / 2
+
+
 class History:
     """The snapshots of one branch of one denoiser, newest first.
 
     Attributes:
         indices: the steps at which they were taken.
         values: per snapshot, one tensor for each value that is cached at the site.
+        halves: per snapshot, whether it is of the conditional half of a batch alone.
     """
 
     def __init__(self) -> None:
@@ -29,21 +47,26 @@ class History:
         self.values: deque[tuple[Tensor, ...]] = deque()
         self._watched: deque[_Finite] = deque()
         self._products: deque[list[float]] = deque()
+        self.halves: deque[bool] = deque()
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def add(self, index: int, values: tuple[Tensor, ...]) -> None:
+    def add(self, index: int, values: tuple[Tensor, ...], half: bool = False) -> None:
         """Put in the newest snapshot.
 
         Args:
             index: the step it was computed at.
             values: tensors that nobody else writes to.
+            half: they are of the conditional half of the batch alone.
         """
+        if self.values and len(self.values[0]) != len(values):
+            self.trim(0)  # another way through the model: the two cannot be combined
         self.indices.appendleft(index)
         self.values.appendleft(values)
         self._watched.appendleft(_Finite(values))
         self._products.appendleft([])
+        self.halves.appendleft(half)
 
     def trim(self, count: int) -> None:
         """Forget all but the newest `count`."""
@@ -52,6 +75,7 @@ class History:
             self.values.pop()
             self._watched.pop()
             self._products.pop()
+            self.halves.pop()
 
     def cast(self, dtype: torch.dtype) -> None:
         """Keep the snapshots in another number format."""
@@ -88,6 +112,7 @@ class History:
         base: Tensor | None,
         dtype: torch.dtype,
         low: LowBand | None = None,
+        rows: Rows | None = None,
     ) -> Tensor:
         """`base + Σ_j w_j · snapshot_j`, accumulated in float32 (or wider) and given back in `dtype`.
 
@@ -96,25 +121,37 @@ class History:
             slot: which of the cached values.
             base: what the values are differences to; None where they are the value itself.
             low: weights of its own for the low frequencies.
+            rows: of the snapshots of a whole batch, only these count; those of half a batch are taken as they are.
         """
         if not (dtype.is_floating_point or dtype.is_complex):
-            return self.values[0][slot].clone()  # indices and flags: there is nothing between two of them
+            return self._value(0, slot, rows).clone()  # indices and flags: there is nothing between two of them
         wide = torch.promote_types(dtype, torch.float32)
         if low is not None and tuple(low.weights) != tuple(weights):
             shift = [w_low - w for w_low, w in zip_longest(low.weights, weights, fillvalue=0.0)]
-            mended = low_pass(self._total(shift, slot, None, wide), low.cut, low.grids)
-            return self._total(weights, slot, base, wide).add_(mended).to(dtype)
-        terms = [(weight, values[slot]) for weight, values in zip(weights, self.values, strict=False) if weight != 0]
+            mended = low_pass(self._total(shift, slot, None, wide, rows), low.cut, low.grids)
+            return self._total(weights, slot, base, wide, rows).add_(mended).to(dtype)
+        terms = self._terms(weights, slot, rows)
         if len(terms) == 1 and terms[0][0] == 1:
             # A snapshot as it is: bit for bit, and never the stored tensor itself, which a pipeline may write to.
             newest = terms[0][1]
             return newest.to(dtype, copy=True) if base is None else torch.add(base.to(wide), newest).to(dtype)
-        return self._total(weights, slot, base, wide).to(dtype)
+        return self._total(weights, slot, base, wide, rows).to(dtype)
 
-    def _total(self, weights: Sequence[float], slot: int, base: Tensor | None, wide: torch.dtype) -> Tensor:
-        terms = [(weight, values[slot]) for weight, values in zip(weights, self.values, strict=False) if weight != 0]
+    def _value(self, number: int, slot: int, rows: Rows | None) -> Tensor:
+        value = self.values[number][slot]
+        return value if rows is None or self.halves[number] else rows(value)
+
+    def _terms(self, weights: Sequence[float], slot: int, rows: Rows | None) -> list[tuple[float, Tensor]]:
+        count = min(len(weights), len(self))
+        return [(weights[j], self._value(j, slot, rows)) for j in range(count) if weights[j] != 0]
+
+    def _total(
+        self, weights: Sequence[float], slot: int, base: Tensor | None, wide: torch.dtype, rows: Rows | None
+    ) -> Tensor:
+        terms = self._terms(weights, slot, rows)
         if not terms:
-            return torch.zeros_like(self.values[0][slot], dtype=wide) if base is None else base.to(wide, copy=True)
+            zero = torch.zeros_like(self._value(0, slot, rows), dtype=wide)
+            return zero if base is None else base.to(wide, copy=True)
         (weight, value), *rest = terms
         if base is None:
             total = value.to(wide) * weight

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from hasten.caching.cache import Cache, FiguresOf
 from hasten.caching.clock import Clock
 from hasten.caching.denoiser import Port
+from hasten.caching.guidance_layer import GuidanceCache
 from hasten.caching.methods import Settings
 from hasten.caching.report import Book, Report
 from hasten.caching.sites import Call
@@ -38,7 +40,7 @@ class Stack:
     ) -> None:
         self.clock = clock_of(self._begin, self._end)
         self._ports = ports
-        self.layers = [Cache(settings, ports, self.clock, (figures or {}).get(settings)) for settings in layers] or [
+        self.layers = [_layer(settings, ports, self.clock, (figures or {}).get(settings)) for settings in layers] or [
             Cache(None, ports, self.clock)
         ]
         self._book = Book()
@@ -63,6 +65,7 @@ class Stack:
         reports = tuple(layer.report() for layer in self.layers)
         if len(reports) == 1:
             return reports[0]
+        reports = tuple(replace(report, site=layer.site) for report, layer in zip(reports, self.layers, strict=True))
         return self._book.report(
             runs=self._runs,
             method=" + ".join(dict.fromkeys(report.method for report in reports)),
@@ -128,6 +131,10 @@ class Stack:
         if complaints:
             self._warned = True
             warnings.warn(f"hasten skipped nothing in this run: {'; '.join(complaints)}", stacklevel=2)
+
+
+def _layer(settings: Settings, ports: Sequence[Port], clock: Clock, figures: FiguresOf | None) -> Cache:
+    return (GuidanceCache if settings.site == "guidance" else Cache)(settings, ports, clock, figures)
 
 
 def _through(layer: Cache, port: Port, inner: Call, *args: Any, **kwargs: Any) -> Any:

@@ -119,6 +119,7 @@ _SAID_BY = {
 _TAKES: dict[str, frozenset[str]] = {
     "interval": frozenset({"interval", "center", "power"}),
     "mask": frozenset({"mask"}),
+    "gate": frozenset({"interval", "gate_step", "fi_interval"}),
     "geometric": frozenset({"budget", "power"}),
     "bins": frozenset({"bins"}),
     "window": frozenset({"window", "growth"}),
@@ -154,20 +155,34 @@ def _policy(cache: Cache, steps: int | None) -> Iterator[Conflict]:
             )
     if cache.policy == "mask" and cache.mask is None:
         yield Conflict("cache.policy", "policy 'mask' needs cache.mask: the steps to compute")
+    if policy == "gate" and cache.gate_step is None and METHODS[cache.method].gate_step is None:
+        yield Conflict("cache.policy", "policy 'gate' needs cache.gate_step: the first step of the second phase")
+
+
+_SPANS = frozenset({"span", "last_block"})
 
 
 def _place(cache: Cache, steps: int | None) -> Iterator[Conflict]:
     from hasten.caching.methods import METHODS
 
-    site = cache.site or METHODS[cache.method].site
-    if cache.span is not None and site != "span":
-        whose = f"site {site!r}" + ("" if cache.site else f" of method {cache.method!r}")
-        yield Conflict("cache.span", f"has no effect with {whose}; it needs site: span", ("cache.site",))
+    method = METHODS[cache.method]
+    sites = {cache.site} if cache.site else {layer.site for layer in method.layers} or {method.site}
+    for name, needs in (
+        ("span", _SPANS),
+        ("branch", frozenset({"unet_branch"})),
+        *((name, frozenset({"guidance"})) for name in ("gains", "low_timesteps", "high_timesteps")),
+    ):
+        if getattr(cache, name) is not None and not needs & sites:
+            whose = f"site {' or '.join(sorted(sites))!r}" + ("" if cache.site else f" of method {cache.method!r}")
+            wanted = " or ".join(sorted(needs, reverse=True))
+            yield Conflict(f"cache.{name}", f"has no effect with {whose}; it needs site: {wanted}", ("cache.site",))
     if cache.probe is not None and cache.signal in ("input", "estimate", "modulated"):
         yield Conflict("cache.probe", f"has no effect with signal {cache.signal!r}", ("cache.signal",))
-    if cache.branch is not None and site != "unet_branch":
-        whose = f"site {site!r}" + ("" if cache.site else f" of method {cache.method!r}")
-        yield Conflict("cache.branch", f"has no effect with {whose}; it needs site: unet_branch", ("cache.site",))
+    if cache.drop_guidance is not None and not any(layer.site == "guidance" for layer in method.layers):
+        yield Conflict("cache.drop_guidance", f"method {cache.method!r} drops no guidance", ("cache.method",))
+    if cache.timesteps is not None and cache.timesteps[0] >= cache.timesteps[1]:
+        low, high = cache.timesteps
+        yield Conflict("cache.timesteps", f"no timestep lies between {low:g} and {high:g}")
 
 
 def _gathered(cache: Cache, steps: int | None) -> Iterator[Conflict]:

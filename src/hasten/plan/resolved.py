@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hasten.plan.checks import cross_check
 from hasten.plan.schema import DEFERRED, Cache, Plan, dump
 
+if TYPE_CHECKING:
+    from hasten.caching.methods import Settings
 
-def resolved_dict(plan: Plan) -> dict[str, Any]:
+
+def resolved_dict(plan: Plan, *, wishes: bool = False) -> dict[str, Any]:
     """`plan.to_dict()` with a value for every setting of the cache that its method has a default for.
+
+    A method of several layers becomes a list of them.
+
+    Args:
+        wishes: leave a site open that was not asked for by name, because another one may stand in for it.
 
     Raises:
         HastenError: if the method cannot take these settings.
     """
+    # Imported here: plan knows nothing of methods when it is only read, and `hasten --help` stays quick.
+    from hasten.caching.methods import expand, layers_of
+
     values = plan.to_dict()
-    sections = [_filled(plan, section) for section in plan.caches]
+    sections: list[dict[str, Any]] = []
+    for section in plan.caches:
+        several = len(layers_of(section)) > 1
+        for method, settings in zip(layers_of(section), expand(section), strict=True):
+            filled = _filled(plan, section, settings)
+            left_out = set(method.deaf) if several else set()
+            if wishes and not several and section.site is None:
+                left_out |= {"site", "span"} - section.model_fields_set
+            sections.append({name: value for name, value in filled.items() if name not in left_out})
     if plan.cache is not None:
-        values["cache"] = sections[0] if isinstance(plan.cache, Cache) else sections
+        one = isinstance(plan.cache, Cache) and len(sections) == 1
+        values["cache"] = sections[0] if one else sections
     return values
 
 
-def _filled(plan: Plan, section: Cache) -> dict[str, Any]:
-    # Imported here: plan knows nothing of methods when it is only read, and `hasten --help` stays quick.
-    from hasten.caching.methods import resolve
-
-    settings = resolve(section)
+def _filled(plan: Plan, section: Cache, settings: Settings) -> dict[str, Any]:
     given = plan.model_copy(update={"cache": section}).to_dict()["cache"]
     filled: dict[str, Any] = {}
     for name in Cache.model_fields:
-        value = given.get(name, getattr(settings, name, None))
+        value = getattr(settings, name, given.get(name))
+        value = given.get(name) if value is None else value
         if value is not None:
             filled[name] = list(value) if isinstance(value, tuple) else value
     # A default without effect beside what was chosen (a span at another site, an interval under a mask) is left out.

@@ -48,6 +48,13 @@ class Cache(Section):
             "easycache",
             "magcache",
             "deepcache",
+            "taylorseer-sublayer",
+            "taylorseer-lite",
+            "fora",
+            "deepcache-blocks",
+            "pab",
+            "fastercache",
+            "tgate",
         ],
         BeforeValidator(as_name),
     ] = "taylorseer"
@@ -59,18 +66,38 @@ class Cache(Section):
     """So many steps at the start are all computed."""
     cooldown: Whole | None = Field(default=None, ge=0)
     """So many steps at the end are all computed."""
-    site: Annotated[Literal["output", "latent", "residual", "span", "unet_branch"], BeforeValidator(as_name)] | None = (
-        None
-    )
-    """What is left out on a skipped step: all of the denoiser (`latent`: and what is predicted is what it adds to its
-    input), its stack of blocks, a span of that stack, or the deep part of a UNet."""
+    site: (
+        Annotated[
+            Literal[
+                "guidance",
+                "output",
+                "latent",
+                "residual",
+                "unet_branch",
+                "span",
+                "last_block",
+                "block",
+                "attention",
+                "spatial_attention",
+                "temporal_attention",
+                "cross_attention",
+                "feed_forward",
+            ],
+            BeforeValidator(as_name),
+        ]
+        | None
+    ) = None
+    """What is left out on a skipped step: the unconditional branch (`guidance`), all of the denoiser (`latent`: and
+    what is predicted is what it adds to its input), its stack of blocks, the deep part of a UNet, a span
+    of the stack, or parts of its blocks."""
     span: tuple[Annotated[Whole, Field(ge=0)], Annotated[Whole, Field(ge=0)]] | None = None
-    """With site `span`: so many first and so many last blocks keep running."""
+    """With sites `span` and `last_block`: so many first and so many last blocks keep running."""
     branch: Whole | None = Field(default=None, ge=0)
     """With site `unet_branch`: the skip connection below which the deep part begins; 0, the first, leaves most out."""
     predictor: (
         Annotated[
-            Literal["reuse", "poly", "taylor", "hermite", "ab2", "foca", "chebyshev", "dmd"], BeforeValidator(as_name)
+            Literal["reuse", "difference", "poly", "taylor", "hermite", "ab2", "foca", "chebyshev", "dmd"],
+            BeforeValidator(as_name),
         ]
         | None
     ) = None
@@ -101,7 +128,7 @@ class Cache(Section):
     """The computed steps, one by one, in place of interval and first_enhance. An adaptive policy may compute more."""
     policy: (
         Annotated[
-            Literal["interval", "mask", "geometric", "bins", "window", "accumulate", "compare", "table"],
+            Literal["interval", "mask", "geometric", "bins", "window", "gate", "accumulate", "compare", "table"],
             BeforeValidator(as_name),
         ]
         | None
@@ -135,6 +162,20 @@ class Cache(Section):
     """With policy `accumulate`: this function of the signal is summed; coefficients, highest power first."""
     ratios: list[Annotated[Number, Field(gt=0)]] | None = Field(default=None, min_length=2)
     """With policy `table`: for each step, the size of the cached residual by that of the step before."""
+    timesteps: tuple[Number, Number] | None = None
+    """Steps are skipped only where the timestep lies between these two, on the scale from 0 to 1000."""
+    gate_step: Whole | None = Field(default=None, ge=1)
+    """With policy `gate`: the first step of the second phase."""
+    fi_interval: Whole | None = Field(default=None, ge=1)
+    """With policy `gate`: the interval from `gate_step` on; `interval` is that of the steps before."""
+    drop_guidance: bool | None = None
+    """With method `tgate`: whether the unconditional branch is left out from `gate_step` on."""
+    gains: tuple[Number, Number] | None = None
+    """With site `guidance`: what low and high frequencies are multiplied with at every skipped step in their window."""
+    low_timesteps: tuple[Number, Number] | None = None
+    """With `gains`: the timesteps between which low frequencies are scaled."""
+    high_timesteps: tuple[Number, Number] | None = None
+    """With `gains`: the timesteps between which high frequencies are scaled."""
     calibration: Path | None = None
     """The file that `hasten calibrate` wrote; null is the one that fits, in the model's folder or the user's."""
     branches: Annotated[Literal["shared", "own"], BeforeValidator(as_name)] | None = None
