@@ -171,7 +171,7 @@ class Cache(Section):
     drop_guidance: bool | None = None
     """With method `tgate`: whether the unconditional branch is left out from `gate_step` on."""
     gains: tuple[Number, Number] | None = None
-    """With site `guidance`: what low and high frequencies are multiplied with at every skipped step in their window."""
+    """With site `guidance`: what low and high frequencies are multiplied with at every skipped step."""
     low_timesteps: tuple[Number, Number] | None = None
     """With `gains`: the timesteps between which low frequencies are scaled."""
     high_timesteps: tuple[Number, Number] | None = None
