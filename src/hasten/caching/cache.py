@@ -45,12 +45,14 @@ class Served(NamedTuple):
     Attributes:
         reason: why it was computed, or what it was predicted from.
         signal: what was measured, where the policy asked for it.
+        minor: there was nothing to leave out in this call.
     """
 
     result: Any
     computed: bool
     reason: str
     signal: float | None = None
+    minor: bool = False
 
 
 class Cache:
@@ -146,6 +148,7 @@ class Cache:
             computed=served.computed,
             reason=served.reason,
             signal=served.signal,
+            minor=served.minor,
             seconds=perf_counter() - started,
             site=branch.site.name if branch.site is not None else None,
         )

@@ -9,6 +9,8 @@ from hasten.caching.denoiser import Branch, Denoiser
 from hasten.caching.guidance import GuidanceSite
 from hasten.caching.sites import Call
 
+_CONDITIONAL = "the conditional branch"
+
 
 class GuidanceCache(Cache):
     """The layer of the guidance site: the conditional branch is always computed, and known before the other one."""
@@ -27,7 +29,12 @@ class GuidanceCache(Cache):
         finally:
             port.alone = True
         site.keep(result)
-        return Served(result, True, "the conditional branch")
+        return Served(result, True, _CONDITIONAL, minor=True)
+
+    @property
+    def complaint(self) -> str:
+        alone = self._book.reasons().keys() == {_CONDITIONAL}
+        return "there is no unconditional branch to leave out" if super().complaint and alone else super().complaint
 
     def _leaves_out(self, denoiser: Denoiser, branch: Branch) -> bool:
         """Whether the branches beside the conditional one are going to be left out, or there are none."""

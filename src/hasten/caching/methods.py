@@ -129,7 +129,12 @@ class Method:
         return replace(self, layers=tuple(replace(self, site=site, **own) for site, own in layers.items()))
 
 
-_PHASES = frozenset({"interval", "fi_interval", "first_enhance"})
+_UNTIL_THE_GATE: dict[str, Any] = {
+    "first_enhance": 1,
+    "interval": 1,
+    "fi_interval": None,
+    "deaf": frozenset({"first_enhance", "interval", "fi_interval"}),
+}
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -354,9 +359,9 @@ METHODS: dict[str, Method] = {
             halves="mean",
         ).at(
             {
-                "guidance": {"interval": 1, "fi_interval": None, "gains": (0.0, 0.0), "deaf": _PHASES},
+                "guidance": {**_UNTIL_THE_GATE, "gains": (0.0, 0.0)},
                 "attention": {},
-                "cross_attention": {"interval": 1, "fi_interval": None, "deaf": _PHASES},
+                "cross_attention": _UNTIL_THE_GATE,
             }
         ),
     )

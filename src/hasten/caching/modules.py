@@ -95,14 +95,12 @@ class ModulesSite:
             raise UnfitError(plan)
         if plan is None:
             return self._watch(sort, inner, args, kwargs, blanks, dtype, keep=keep)
-        if not keep:
-            return inner(*args, **kwargs), ()
-        live = _Taking(dtype, plan.keys)
+        live = _Taking(dtype, plan.keys if keep else ())
         result = self._run(live, inner, args, kwargs)
         if not live.calls.keys() <= plan.known:
             del self._plans[sort]  # it came to modules that it did not come to when it was watched: watch again
             return result, ()
-        return result, self._stored(plan.keys, live, blanks)
+        return result, self._stored(plan.keys, live, blanks) if keep else ()
 
     def skip(self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, predict: Predict) -> Any:
         plan = self._plans.get(sort_of(args, kwargs))

@@ -207,6 +207,7 @@ class Book:
 
     def __init__(self) -> None:
         self._steps: dict[int, StepRow] = {}
+        self._minor: set[int] = set()
         self._branches: dict[tuple[str, str], _Account] = {}
         self._seconds: dict[bool, list[float]] = {True: [], False: []}
         self.peak_bytes = 0
@@ -230,6 +231,7 @@ class Book:
         seconds: float,
         site: str | None,
         signal: float | None = None,
+        minor: bool = False,
     ) -> None:
         """One call of a denoiser.
 
@@ -237,6 +239,7 @@ class Book:
             where: denoiser and branch.
             signal: what was measured, where a policy asked for it.
             site: where its snapshots are taken, once that is known.
+            minor: there was nothing to leave out; another call of the step says whether it counts as computed.
         """
         self._seconds[computed].append(seconds)
         account = self._branches.setdefault(where, _Account())
@@ -246,10 +249,15 @@ class Book:
         else:
             account.skipped += 1
         before = self._steps.get(index)
+        if minor and before is None:
+            self._minor.add(index)
+        elif not minor and before is not None and index in self._minor:
+            self._minor.discard(index)
+            before = replace(before, computed=computed, reason=reason, signal=signal)
         if before is None:
             self._steps[index] = StepRow(index, sigma, computed, reason, seconds, signal)
         else:
-            if computed and not before.computed:
+            if computed and not before.computed and not minor:
                 before = replace(before, computed=True, reason=reason)
             self._steps[index] = replace(before, seconds=before.seconds + seconds)
 

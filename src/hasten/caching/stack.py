@@ -127,10 +127,10 @@ class Stack:
         """Say so, once, if a run skipped nothing although it was asked to."""
         if self._warned or any(layer.skipped for layer in self.layers):
             return
-        complaints = dict.fromkeys(layer.complaint for layer in self.layers if layer.complaint)
-        if complaints:
+        complaint = next((layer.complaint for layer in self.layers if layer.complaint), "")
+        if complaint:
             self._warned = True
-            warnings.warn(f"hasten skipped nothing in this run: {'; '.join(complaints)}", stacklevel=2)
+            warnings.warn(f"hasten skipped nothing in this run: {complaint}", stacklevel=2)
 
 
 def _layer(settings: Settings, ports: Sequence[Port], clock: Clock, figures: FiguresOf | None) -> Cache:
