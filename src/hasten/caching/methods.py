@@ -129,6 +129,7 @@ class Method:
         return replace(self, layers=tuple(replace(self, site=site, **own) for site, own in layers.items()))
 
 
+_ALL = (-1.0, 1001.0)
 _UNTIL_THE_GATE: dict[str, Any] = {
     "first_enhance": 1,
     "interval": 1,
@@ -359,7 +360,7 @@ METHODS: dict[str, Method] = {
             halves="mean",
         ).at(
             {
-                "guidance": {**_UNTIL_THE_GATE, "gains": (0.0, 0.0)},
+                "guidance": {**_UNTIL_THE_GATE, "gains": (0.0, 0.0), "low_timesteps": _ALL, "high_timesteps": _ALL},
                 "attention": {},
                 "cross_attention": _UNTIL_THE_GATE,
             }
@@ -541,7 +542,7 @@ class Settings(Prediction):
 
 
 def _within(timestep: float | None, bounds: tuple[float, float]) -> bool:
-    return timestep is not None and bounds[0] < timestep < bounds[1]
+    return timestep is None or bounds[0] < timestep < bounds[1]
 
 
 def layers_of(cache: Cache) -> tuple[Method, ...]:
