@@ -269,7 +269,10 @@ def test_keys_of_the_section_go_to_the_layers_that_they_mean_something_to() -> N
     ("cache", "reason"),
     [
         ({"method": "pab", "site": "output"}, "method 'pab' has no layer at site 'output'; its layers: spatial"),
-        ({"method": "pab", "gains": [1, 1]}, "cache.gains: has no effect with site the method's own"),
+        (
+            {"method": "pab", "gains": [1, 1]},
+            "cache.gains: has no effect with site 'cross_attention' or 'spatial_attention' or",
+        ),
         ({"method": "fora", "drop_guidance": False}, "cache.drop_guidance: method 'fora' drops no guidance"),
         ({"method": "pab", "timesteps": [800, 100]}, "cache.timesteps: no timestep lies between 800 and 100"),
         ({"policy": "gate"}, "policy 'gate' needs cache.gate_step"),

@@ -173,7 +173,9 @@ def _place(cache: Cache, steps: int | None) -> Iterator[Conflict]:
         *((name, frozenset({"guidance"})) for name in ("gains", "low_timesteps", "high_timesteps")),
     ):
         if getattr(cache, name) is not None and not needs & sites:
-            whose = f"site {' or '.join(sorted(sites))!r}" + ("" if cache.site else f" of method {cache.method!r}")
+            whose = f"site {' or '.join(map(repr, sorted(sites)))}" + (
+                "" if cache.site else f" of method {cache.method!r}"
+            )
             wanted = " or ".join(sorted(needs, reverse=True))
             yield Conflict(f"cache.{name}", f"has no effect with {whose}; it needs site: {wanted}", ("cache.site",))
     if cache.probe is not None and cache.signal in ("input", "estimate", "modulated"):
