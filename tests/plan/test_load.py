@@ -385,3 +385,16 @@ def test_no_values_bring_anything_but_a_plan_or_a_plan_error(values: dict[str, A
     except PlanError:
         return
     assert load_plan(plan.to_dict()) == plan
+
+
+def test_keys_of_other_programs_that_mean_one_thing_are_taken_for_ours(tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text("model_id: someone/something\nunet_dtype: bf16\nvae_dtype: fp32\ntext_encoder_dtype: int8\n")
+    plan = load_plan(file)
+    assert plan.model == "someone/something"
+    assert (plan.precision.unet, plan.precision.vae, plan.precision.text_encoder) == ("bf16", "fp32", "int8")
+    assert load_plan(unet_dtype="bf16").precision.unet == "bf16"
+    assert load_plan(None, ["vae_dtype=fp16"]).precision.vae == "fp16"
+    file.write_text("seed: 1\nunet_dtype: bf17\n")
+    with pytest.raises(PlanError, match=r"plan\.yaml:2: precision\.unet: must be one of"):
+        load_plan(file)

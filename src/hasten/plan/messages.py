@@ -45,7 +45,6 @@ ALSO_KNOWN_AS = {
     "retention_ratio": "cache.retention",
     "mag_ratios": "cache.ratios",
     "coefficients": "cache.polynomial",
-    "model_id": "model",
     "scheduler": "sampler.name",
     "output": "io.out",
 }

@@ -18,6 +18,15 @@ from hasten.plan.schema import Cache, Plan
 NO_CACHE = ("none", "off", "no", "null")
 
 
+AS_WRITTEN = {
+    ("model_id",): ("model",),
+    ("unet_dtype",): ("precision", "unet"),
+    ("vae_dtype",): ("precision", "vae"),
+    ("text_encoder_dtype",): ("precision", "text_encoder"),
+}
+"""Keys that plans of other programs have, and that can mean one thing only: taken for ours."""
+
+
 class Origin(NamedTuple):
     """Where a value was given.
 
@@ -92,6 +101,9 @@ class Overlay:
 
     def put(self, path: tuple[str, ...], value: Any, origin_of: Any) -> None:
         """Lay one value over what is there; a mapping for a section is merged, anything else replaces."""
+        if path in AS_WRITTEN:
+            origin = origin_of(path)
+            path, origin_of = AS_WRITTEN[path], lambda _: origin
         if path[0] == "cache" and path[-1] in PUBLISHED:
             origin = origin_of(path)
             path, origin_of = ("cache", PUBLISHED[path[-1]]), lambda _: origin
@@ -174,7 +186,7 @@ class Overlay:
         origin = Origin(f"{caller}(..., {keyword}={show(value)})", names_key=True)
         path = tuple(keyword.split("__"))
         if len(path) == 1:
-            path = self._home(keyword)
+            path = AS_WRITTEN.get(path) or self._home(keyword)
         if path[0] not in Plan.model_fields:
             if caller == "accelerate":
                 allowed = list(Cache.model_fields)
