@@ -217,6 +217,14 @@ def test_a_variant_that_fails_is_listed_with_its_error(pipe: Any) -> None:
     assert found.of("taylorseer")
 
 
+def test_a_pipeline_that_was_given_is_left_as_it_was(pipe: Any) -> None:
+    assert not pipe.vae.use_slicing
+    sliced = {"memory": {"vae_slicing": True}}
+    found = benchmark(sliced, PROMPTS[0], 1, 0, base=BASE, pipe=pipe)
+    assert found.variants[1].error is None
+    assert not pipe.vae.use_slicing
+
+
 def test_a_plan_that_skips_nothing_equals_the_reference(pipe: Any) -> None:
     found = benchmark({"cache": {"method": "reuse", "interval": 1}}, PROMPTS[0], 1, 0, base=BASE, pipe=pipe)
     summary = found.summary[1]

@@ -172,8 +172,14 @@ class Bench:
                 notes.append(f"fewer than {MIN_TIMINGS} timings for each variant: the intervals say little")
             self._update(summary=summarize(self.report), notes=tuple(dict.fromkeys([*self.report.notes, *notes])))
             self._save()
+            self._release()
             clean_up(self.device)
         return self.report
+
+    def _release(self) -> None:
+        """Leave every pipeline as it was."""
+        for _, keeper in self._pipes.values():
+            keeper.release()
 
     def _prepare(self) -> None:
         """Warm up, and learn from it how many steps every plan computes."""
@@ -324,6 +330,7 @@ class Bench:
         pipe, _ = self._pipes[base.precision, base.sampler]
         refusals = [(choice, PEERS[choice.name].refuses(pipe)) for choice in self._peers]
         self._sessions.clear()
+        self._release()
         self._pipes.clear()
         del pipe
         clean_up(self.device)
