@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.caching.adaptive import Accumulate, Adaptive, Compare, Table, polynomial, stretched
+from hasten.caching.adaptive import (
+    Accumulate,
+    Adaptive,
+    Codebook,
+    Compare,
+    Observed,
+    Table,
+    Verify,
+    polynomial,
+    stretched,
+)
 from hasten.caching.policies import Policy, interval, mask
 
 signals = st.lists(st.floats(0, 2), min_size=1, max_size=40)
@@ -142,3 +152,56 @@ def test_a_table_for_other_steps_takes_the_nearest(ratios: list[float], total: i
     table = stretched(ratios, total)
     assert (len(table), table[0], table[-1]) == (total, ratios[0], ratios[-1])
     assert stretched(ratios, len(ratios)) == tuple(ratios)
+
+
+def shown(policy: Adaptive, changes: Sequence[float], total: int) -> list[int]:
+    """Run a policy that goes by what computed steps show; each changes by so much for every step since the last."""
+    steps: list[int] = []
+    for index in range(total):
+        decision = policy.decide(index, total)
+        assert decision is not None
+        if decision.compute:
+            gap = index - steps[-1] if steps else 1
+            change = changes[len(steps)] * gap if steps else None
+            policy.observe(Observed(index, (1.0, 1.0), size=1.0, change=change))
+            steps.append(index)
+        policy.settle(index, decision.compute)
+    return steps
+
+
+def test_a_codebook_tells_how_many_steps_follow_a_computed_one() -> None:
+    book = ((0.03, 4), (0.1, 2))
+    # The first change that is known is that of the second computed step.
+    assert shown(Codebook(guard(), codebook=book), [0, 0.02, 0.05, 0.5, 0.1, 0.01], 14) == [0, 1, 6, 9, 10, 13]
+
+
+def test_the_branch_that_changes_fastest_speaks_for_all() -> None:
+    policy = Codebook(guard(), codebook=((0.1, 3),))
+    for index, changes in enumerate([(None, None), (0.05, 0.2)]):
+        for change in changes:
+            policy.observe(Observed(index, (1.0, 1.0), size=1.0, change=change))
+        policy.settle(index, computed=True)
+    assert policy.decide(2, 9) == (True, "codebook")
+
+
+def test_after_a_draft_that_proved_wrong_a_step_is_computed() -> None:
+    policy = Verify(guard(), 4, threshold=0.1)
+    errors = [0, 0.05, 0.08, 0.2, 0, 0.01, nan, 0, 0, 0, 0, 0, 0]
+    steps = []
+    for index, error in enumerate(errors):
+        decision = policy.decide(index, len(errors))
+        assert decision is not None
+        if decision.compute:
+            steps.append((index, decision.reason))
+        else:
+            policy.check(index, len(errors), error)
+        policy.settle(index, decision.compute)
+    assert steps == [(0, "warm-up"), (4, "draft rejected"), (7, "draft rejected"), (12, "max_skips reached")]
+
+
+def test_the_threshold_of_drafts_falls_over_the_run() -> None:
+    policy = Verify(guard(), threshold=0.4, decay=0.25)
+    policy.check(5, 10, 0.19)
+    assert not policy.rejected
+    policy.check(5, 10, 0.21)
+    assert policy.rejected

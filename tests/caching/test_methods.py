@@ -117,7 +117,8 @@ def test_data_is_looked_at_only_by_those_that_need_it() -> None:
 
     moment = Moment((8, 6, 4, 2), 9, (0.4, 0.6, 0.7, 0.8), 0.35, gram=gram)
     for predictor in KINDS:
-        resolve({"predictor": predictor}).weights(moment)
+        probed = {"policy": "accumulate", "signal": "state", "threshold": 1} if predictor == "dcta" else {}
+        resolve({"predictor": predictor, **probed}).weights(moment)
     assert len(asked) == 1
     resolve({"predictor": "poly", "trust": 0.25}).weights(moment)
     assert len(asked) == 2

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tiny
 from hasten import accelerate
 from hasten.caching.patching import CALL
-from hasten.errors import CacheError
+from hasten.errors import CacheError, HastenError
 from hasten.handle import Handle
 
 SKIPPING = {"first_enhance": 1, "cooldown": 0, "predictor": "reuse"}
@@ -231,3 +231,69 @@ def test_a_denoiser_without_such_a_place_is_refused_with_the_reason() -> None:
     model = Denoiser(blocks=2)
     with accelerate(model, "dbcache"), pytest.raises(CacheError, match="its stack has 2 blocks"):
         run(model)
+
+
+def test_dicache_goes_as_far_as_the_first_block_has_gone() -> None:
+    model = Denoiser()
+
+    def change(k: int) -> float:
+        return (0.0, 0.2, 0.25, 0.28)[k]
+
+    with arguments_of(model.blocks[1]) as reached, arguments_of(model.blocks[0]) as entered:
+        outputs = run(model, 4, change)
+    probes = [after - before for before, after in zip(entered, reached, strict=True)]
+    residuals = [after - before for before, after in zip(entered, outputs, strict=True)]
+    with accelerate(model, "dicache", threshold=9, retention=0, cooldown=0) as handle:
+        found = run(model, 4, change)
+    assert kinds(handle) == "CCss"
+    for step in (2, 3):
+        far = (probes[step] - probes[0]).abs().mean() / (probes[1] - probes[0]).abs().mean()
+        gamma = float(far.clip(1, 1.5))
+        expected = entered[step] + residuals[0] + gamma * (residuals[1] - residuals[0])
+        assert torch.allclose(found[step], expected, atol=1e-5)
+    assert handle.report().predictor == "dcta in index"
+
+
+def test_trajectories_are_aligned_only_where_something_is_probed() -> None:
+    with pytest.raises(HastenError, match=r"predictor 'dcta' .*needs cache.signal state or probe"):
+        accelerate(Denoiser(), "teacache", polynomial=[1, 0], predictor="dcta")
+
+
+def test_a_draft_is_verified_by_the_last_block_which_runs_on_it() -> None:
+    model = Denoiser()
+    last = model.blocks[-1]
+    with arguments_of(last) as entered:
+        outputs = run(model, 6)
+    changes = [after - before for before, after in zip(entered, outputs, strict=True)]
+    with accelerate(model, "speca", predictor="reuse", first_enhance=3, threshold=9, cooldown=0) as handle:
+        run(model, 3)  # watched; what enters the last block is held from the next run on
+    with accelerate(model, "speca", predictor="reuse", first_enhance=3, threshold=9, cooldown=0) as handle:
+        with arguments_of(last) as drafts:
+            found = run(model, 6)
+        drafts = drafts[-3:]
+    assert kinds(handle) == "CCCsss"
+    for step, draft in zip((3, 4, 5), drafts, strict=True):
+        text = tiny.noise(1, 2, 8, seed=1)
+        real = last(draft, text, model.time(torch.tensor([[1 - step / 6]])))
+        assert torch.allclose(found[step], real, atol=1e-6)  # what the block computes is what goes on
+        signal = handle.report().steps[step].signal
+        assert signal == pytest.approx(relative(draft + changes[2], real), rel=1e-4)
+    assert "signal error of the draft (each against 9), at 3 steps" in str(handle.report())
+
+
+def test_a_rejected_draft_has_the_next_step_computed() -> None:
+    model = Denoiser()
+    with accelerate(model, "speca", first_enhance=3, threshold=0, cooldown=0) as handle:
+        run(model, 8)
+    assert kinds(handle) == "CCCsCsCs"
+    assert handle.report().steps[4].reason == "draft rejected"
+    with pytest.raises(HastenError, match=r"policy 'verify' .*span: \[0, 1\]"):
+        accelerate(model, "speca", span=[1, 0])
+
+
+def test_adacache_skips_by_how_fast_the_cached_value_changes() -> None:
+    model = Denoiser()
+    with accelerate(model, "adacache", codebook=[[0.3, 2]], cooldown=0) as handle:
+        run(model, 10, lambda k: 0.02 * k if k < 6 else 40.0 * (-1) ** k - 1)
+    assert kinds(handle) == "CCssCssCCC"
+    assert handle.report().branches[0].reasons["codebook"] == 5

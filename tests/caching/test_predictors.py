@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.caching.fits import chebyshev, dmd
-from hasten.caching.predictors import Weights, ab2, bdf2, damped, foca, hermite, poly, reuse, taylor, trusted
+from hasten.caching.predictors import Weights, ab2, bdf2, damped, dcta, foca, hermite, poly, reuse, taylor, trusted
 
 gaps = st.lists(st.floats(0.05, 3.0), min_size=1, max_size=6)
 orders = st.integers(0, 5)
@@ -353,3 +353,11 @@ def test_trust_is_lost_with_distance_and_with_a_second_opinion_that_differs() ->
     risk = 1 / (1.5 * math.sqrt(2))
     assert differs == pytest.approx(damped(line, 1 / (1 + math.exp(-4 * (0.25 - risk)))))
     assert math.fsum(differs) == pytest.approx(1)
+
+
+@given(st.floats(allow_nan=True, allow_infinity=True), st.floats(1, 5))
+def test_trajectory_alignment_keeps_to_its_bound_and_never_lags_behind(alignment: float, bound: float) -> None:
+    weights = dcta(alignment, bound)
+    assert sum(weights) == pytest.approx(1)
+    assert sum(map(abs, weights)) <= bound + 1e-9
+    assert weights[0] >= 1

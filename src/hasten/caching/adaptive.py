@@ -7,6 +7,7 @@ decisions: no torch in here, and no model. The engine asks once per step:
     decide(index, total, signal)  then always a decision
     settle(index, computed)       what became of the step: a skip may have been impossible
     observe(seen)                 what a computed step showed, for policies that set `observes`
+    check(index, total, error)    how wrong a skipped step was, where the site verifies
 
 A new policy overrides `judge`, and `settle` where it remembers something.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import ClassVar
 
 from hasten.caching.policies import Decision, Policy
@@ -104,6 +105,9 @@ class Adaptive:
 
     def observe(self, seen: Observed) -> None:
         """Learn what a computed step showed."""
+
+    def check(self, index: int, total: int | None, error: float) -> None:
+        """Learn how wrong the prediction of a skipped step was; may be NaN."""
 
 
 @dataclass
@@ -200,6 +204,71 @@ class Table(Adaptive):
         super().settle(index, computed)
         if computed:
             self.ratio, self.error = 1.0, 0.0
+
+
+@dataclass
+class Verify(Adaptive):
+    """Skip until a prediction proves wrong; the step after it is computed.
+
+    SpeCa (Liu et al. 2025, arXiv 2509.11628) decides like this: a skipped step is a draft that its last block verifies.
+
+    Args:
+        threshold: for the relative error of a draft at the start of the run.
+        decay: what is left of the threshold at the end of the run, as a factor; in between it falls geometrically.
+    """
+
+    threshold: float = 0.0
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rejected = False
+
+    def foresee(self, index: int, total: int | None) -> Decision:
+        return Decision(self.rejected, "draft rejected")
+
+    def check(self, index: int, total: int | None, error: float) -> None:
+        limit = self.threshold * self.decay ** (index / total if total else 0)
+        self.rejected = not error <= limit
+
+    def settle(self, index: int, computed: bool) -> None:
+        super().settle(index, computed)
+        if computed:
+            self.rejected = False
+
+
+@dataclass
+class Codebook(Adaptive):
+    """Skip as many steps after a computed one as a list says for how fast the cached value changed up to it.
+
+    AdaCache (Kahatapitiya et al. 2024, arXiv 2411.02397) and BWCache (Cui et al. 2025, arXiv 2509.13789) decide like
+    this. There is no signal: what a computed step shows is enough.
+
+    Args:
+        codebook: (up to this relative change per step, so many steps are skipped), the changes ascending; a faster
+            change skips none.
+    """
+
+    codebook: Sequence[tuple[float, int]] = ()
+
+    observes = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._step, self._last, self._rate = -1, 0, inf
+
+    def foresee(self, index: int, total: int | None) -> Decision:
+        most = next((count for limit, count in self.codebook if self._rate <= limit), 0)
+        return Decision(self.skipped_in_a_row >= most, "codebook")
+
+    def observe(self, seen: Observed) -> None:
+        """The branch that changes fastest speaks for all."""
+        if seen.index != self._step:
+            self._last, self._step, self._rate = self._step, seen.index, 0.0
+        if seen.change is None or not seen.size:
+            self._rate = inf
+        else:
+            self._rate = max(self._rate, seen.change / seen.size / max(seen.index - self._last, 1))
 
 
 @dataclass

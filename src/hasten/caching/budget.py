@@ -39,6 +39,7 @@ class Budget:
         self._ceiling = None if settings.size is None else settings.size * MIB
         self._limit = f"cache.size = {settings.size:g} MiB" if settings.size is not None else ""
         self.site: SiteName = settings.site
+        self._verifies = settings.policy == "verify"  # another site would not
         self.dtype = _FORMATS[settings.store_dtype]
         self.snapshots = settings.snapshots
         self.notes: list[str] = []
@@ -72,7 +73,7 @@ class Budget:
                 for other in (history, *others):
                     other.cast(self.dtype)
                 continue
-            if self.site in _CHEAPER:
+            if self.site in _CHEAPER and not self._verifies:
                 self.notes.append(f"site {_CHEAPER[self.site]} in place of {self.site} because of {self._limit}")
                 self.site = _CHEAPER[self.site]
                 self._forget(0, history, *others)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -177,7 +178,11 @@ class Cache:
         owner = denoiser if self.settings.branches == "shared" else branch
         # The first branch of a step decides for all, and its tensors alone are measured.
         gauge = self._gauge(denoiser, branch, owner) if self._adapts and owner.verdict is None else None
-        verdict = owner.verdict or (plan if gauge is None else gauge.begin(index))
+        verdict: Decision | None = owner.verdict or plan
+        if gauge is not None:
+            verdict = gauge.begin(index)
+            if plan.compute:
+                verdict = gauge.force(plan)
         if verdict is None or not verdict.compute:
             obstacle = self._obstacle(denoiser, branch)
             if obstacle is None and not half and any(branch.history.halves):
@@ -208,6 +213,8 @@ class Cache:
             served = Served(result, True, verdict.reason)
         if gauge is None:
             return served
+        if not served.computed and isinstance(branch.site, SpanSite) and branch.site.error is not None:
+            gauge.check(branch.site.error)
         gauge.end(served.computed, served.result)
         return served._replace(signal=gauge.signal)
 
@@ -224,8 +231,8 @@ class Cache:
         settings, budget = self.settings, self._budget
         keep = self._keeps(denoiser, keep)
 
-        def ask(value: Tensor) -> bool:
-            decision = gauge.see(value)
+        def ask(value: Tensor, change: Tensor | None) -> bool:
+            decision = gauge.see(value, change)
             if decision.compute and keep and not self._observes:
                 branch.history.trim(budget.snapshots - 1)
             return decision.compute
@@ -237,13 +244,10 @@ class Cache:
         site = branch.site if len(branch.history) else denoiser.site(budget.site, settings)
         assert isinstance(site, (OutputSite, SpanSite))  # the plan was checked
         spare = fresh((args, kwargs))
-        predict: Predict = _nothing
-        used = ""
-        if gauge.open:
-            predict, used = self._prediction(denoiser, branch, args, kwargs)
+        forecast = _Forecast(partial(self._prediction, denoiser, branch, args, kwargs))
         try:
             result, values, computed = site.decide(
-                through, args, kwargs, branch.blanks, budget.dtype, predict, question, keep=keep
+                through, args, kwargs, branch.blanks, budget.dtype, forecast, question, keep=keep
             )
         except NowhereError as nowhere:
             raise CacheError(
@@ -262,15 +266,13 @@ class Cache:
             self._store(denoiser, branch, site, values)
         branch.last_index = self.clock.index
         decision = gauge.end(computed, result)
-        return Served(result, computed, decision.reason if computed else used, gauge.signal)
+        return Served(result, computed, decision.reason if computed else forecast.used, gauge.signal)
 
     def _deny(self, obstacle: str, gauge: Gauge | None) -> Decision:
         """A step that might be skipped has to be computed."""
         self._denied[obstacle] += 1
         decision = Decision(True, obstacle)
-        if gauge is not None:
-            gauge.force(decision)
-        return decision
+        return decision if gauge is None else gauge.force(decision)
 
     def _obstacle(self, denoiser: Denoiser, branch: Branch) -> str | None:
         """Why a step that the policy would skip has to be computed."""
@@ -290,6 +292,9 @@ class Cache:
         indices = tuple(history.indices)
         where = (indices, index, tuple(map(sigma, indices)), sigma(index))
         moment = Moment(*where, total=self.clock.total, gram=history.gram)
+        gauge = denoiser.gauge or branch.gauge
+        if gauge is not None:
+            moment = replace(moment, alignment=gauge.alignment)
         weights, low = self.settings.weights(moment), self.settings.low_weights(moment)
         band = None
         if low is not None:
@@ -408,7 +413,7 @@ class Cache:
         if values:
             branch.history.add(index, tuple(value.contiguous() for value in values), denoiser.port.half)
         gauge = denoiser.gauge or branch.gauge
-        measured = 0 if gauge is None or gauge.meter is None else gauge.meter.nbytes
+        measured = 0 if gauge is None else gauge.nbytes
         everything = branch.history.nbytes + measured + sum(other.history.nbytes for other in others)
         self._book.weigh((denoiser.name, branch.name), branch.history.nbytes, everything)
 
@@ -492,8 +497,22 @@ class Cache:
         return ""
 
 
-def _nothing(slot: int, base: Tensor | None, dtype: torch.dtype) -> Tensor:
-    raise UnfitError("there is no snapshot to predict from")
+class _Forecast:
+    """A prediction that is worked out when it is first needed: in the middle of a call more is known than before it.
+
+    Attributes:
+        used: a word on what it was made of; empty if it was not needed.
+    """
+
+    def __init__(self, make: Callable[[], tuple[Predict, str]]) -> None:
+        self._make = make
+        self._predict: Predict | None = None
+        self.used = ""
+
+    def __call__(self, slot: int, base: Tensor | None, dtype: torch.dtype) -> Tensor:
+        if self._predict is None:
+            self._predict, self.used = self._make()
+        return self._predict(slot, base, dtype)
 
 
 def _signature(args: Any, kwargs: Any) -> object:

@@ -187,7 +187,8 @@ class Denoiser:
             return GuidanceSite(self.port)
         if name in PARTS:
             return ModulesSite(self.module, name)
-        return SpanSite(self.module, *(settings.span if name != "residual" else (0, 0)), absolute=name == "last_block")
+        keep = settings.span if name != "residual" else (0, 0)
+        return SpanSite(self.module, *keep, absolute=name == "last_block", verifies=settings.policy == "verify")
 
     @property
     def reached(self) -> bool:

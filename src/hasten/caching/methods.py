@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hasten.caching import masks, policies
-from hasten.caching.adaptive import Accumulate, Adaptive, Compare, Lacking, Table, polynomial, stretched
+from hasten.caching.adaptive import (
+    Accumulate,
+    Adaptive,
+    Codebook,
+    Compare,
+    Lacking,
+    Table,
+    Verify,
+    polynomial,
+    stretched,
+)
 from hasten.caching.figures import Figures
 from hasten.caching.prediction import KINDS, TUNABLE, Coordinate, Prediction, PredictorName
 from hasten.errors import CacheError
@@ -46,11 +56,13 @@ _RIVALS: tuple[frozenset[SiteName], ...] = (
 )
 WITHIN = frozenset(_FROM_OUTSIDE) - {"output", "latent", "residual", "unet_branch", "span", "last_block"}
 """Sites that some denoisers do not have, and that no other can stand in for."""
-PolicyName = Literal["interval", "mask", "geometric", "bins", "window", "gate", "accumulate", "compare", "table"]
+PolicyName = Literal[
+    "interval", "mask", "geometric", "bins", "window", "gate", "accumulate", "compare", "table", "codebook", "verify"
+]
 SignalName = Literal["input", "estimate", "modulated", "state", "probe"]
 MIDWAY: tuple[SignalName, ...] = ("modulated", "state", "probe")
 """Signals that show themselves in the middle of a call: only a site that can begin undecided goes with them."""
-_UNDECIDED: tuple[SiteName, ...] = ("output", "latent", "residual", "span", "unet_branch")
+_UNDECIDED: tuple[SiteName, ...] = ("output", "latent", "residual", "span", "last_block", "unet_branch")
 StoreDtype = Literal["model", "fp32", "bf16", "fp16"]
 
 FIXED: tuple[PolicyName, ...] = ("interval", "mask", "geometric", "bins", "window", "gate")
@@ -71,6 +83,7 @@ class Method:
         signal: what is measured, for a policy that needs it; see `signals`.
         threshold, max_skips: see `adaptive`.
         rescaled: a measured polynomial of the signal is summed in its place.
+        codebook, decay: see `adaptive.Codebook` and `adaptive.Verify`.
         site, span: what a skipped step leaves out.
         branch: with site unet_branch, the skip connection that the deep part is cut off at.
         predictor to snapshots: see `prediction.Prediction`; a None is the predictor's own default.
@@ -97,7 +110,9 @@ class Method:
     signal: SignalName | None = None
     threshold: float | None = None
     max_skips: int | None = None
+    decay: float = 1.0
     rescaled: bool = False
+    codebook: tuple[tuple[float, int], ...] | None = None
     site: SiteName = "residual"
     span: tuple[int, int] = (1, 0)
     branch: int = 0
@@ -244,6 +259,49 @@ METHODS: dict[str, Method] = {
             predictor="reuse",
         ),
         Method(
+            name="dicache",
+            paper="Bu et al. 2025, arXiv 2508.17356",
+            summary="sums the changes of the first block to a threshold, and aligns two snapshots by how far it went",
+            policy="accumulate",
+            signal="state",
+            threshold=0.2,
+            first_enhance=2,
+            retention=0.2,
+            predictor="dcta",
+            max_amplification=2.0,
+        ),
+        Method(
+            name="adacache",
+            paper="Kahatapitiya et al. 2024, arXiv 2411.02397",
+            summary="skips as many steps as a list says for how fast the cached value changed up to a computed step",
+            policy="codebook",
+            codebook=((0.03, 12), (0.05, 10), (0.07, 8), (0.09, 6), (0.11, 4), (1.0, 3)),
+            first_enhance=1,
+            predictor="reuse",
+        ),
+        Method(
+            name="bwcache",
+            paper="Cui et al. 2025, arXiv 2509.13789",
+            summary="once the blocks' results change little, all of them are reused for a number of steps, and so on",
+            policy="codebook",
+            codebook=((0.15, 5),),
+            first_enhance=1,
+            site="block",
+            predictor="reuse",
+        ),
+        Method(
+            name="speca",
+            paper="Liu et al. 2025, arXiv 2509.11628",
+            summary="a skipped step is a draft that the last block verifies; after one too wrong, a step is computed",
+            policy="verify",
+            threshold=0.1,
+            max_skips=5,
+            site="span",
+            span=(0, 1),
+            predictor="taylor",
+            order=2,
+        ),
+        Method(
             name="easycache",
             paper="Zhou et al. 2025, arXiv 2507.02860",
             summary="skips while the output's change, estimated from the input's, sums to less than a threshold",
@@ -379,6 +437,8 @@ class Settings(Prediction):
         span: so many first and so many last blocks keep running (sites `span` and `last_block`).
         branch: the skip connection that the deep part of a UNet is cut off at (site `unet_branch`).
         mask: the computed steps one by one, in place of interval and first_enhance.
+        codebook: of policy codebook.
+        decay: of policy verify.
         rescaled: not the signal is summed but what a polynomial makes of it.
         calibration: the file with the figures that this `needs`; None to look where they are kept.
         probe: so many blocks run before a signal in the middle of the call is measured.
@@ -406,8 +466,10 @@ class Settings(Prediction):
     max_drift: float | None
     polynomial: tuple[float, ...] | None
     rescaled: bool
+    codebook: tuple[tuple[float, int], ...] | None
     ratios: tuple[float, ...] | None
     calibration: Path | None
+    decay: float
     branches: Literal["shared", "own"]
     center: int | None
     power: float | None
@@ -481,6 +543,8 @@ class Settings(Prediction):
     @property
     def signal_text(self) -> str:
         """The signal in words, as the report shows it."""
+        if self.policy == "verify":
+            return f"error of the draft (each against {self.threshold:g})"
         if self.signal is None or self.threshold is None:
             return ""
         how = "its sum" if self.policy == "accumulate" else "each"
@@ -513,6 +577,12 @@ class Settings(Prediction):
                 assert figures is not None
                 ratios = figures.ratios_at(sigmas)
             return Table(*limits, ratios, self.threshold)
+        if self.policy == "verify":
+            assert self.threshold is not None
+            return Verify(*limits, self.threshold, self.decay)
+        if self.policy == "codebook":
+            assert self.codebook is not None
+            return Codebook(*limits, self.codebook)
         if self.policy == "compare":
             assert self.threshold is not None
             return Compare(*limits, self.threshold, self.max_drift)
@@ -612,8 +682,16 @@ def _settings(cache: Cache, method: Method, share: int = 1) -> Settings:
         what = f"order {degree}" if kind.least is None else f"predictor {predictor!r}"
         raise CacheError(f"{what} needs {least} snapshots, not {snapshots}")
     site: SiteName = given("site")
+    adaptive = _adaptive_part(cache, method, policy, site)
+    if predictor == "dcta" and adaptive["signal"] not in ("state", "probe"):
+        raise CacheError("predictor 'dcta' goes by what the first blocks do: it needs cache.signal state or probe")
     spans = site == "span" or (site == "last_block" and "last_block" in (method.site, cache.span and site))
     span: tuple[int, int] = given("span") if spans else (0, 0)
+    if policy == "verify" and (site != "span" or span[1] < 1):
+        raise CacheError(
+            "policy 'verify' compares what the last block computes at a skipped step: it needs site span with a last "
+            "block that keeps running, such as span: [0, 1]"
+        )
     return Settings(
         method=method.name,
         policy=policy,
@@ -626,13 +704,16 @@ def _settings(cache: Cache, method: Method, share: int = 1) -> Settings:
         budget=cache.budget,
         window=given("window"),
         growth=given("growth"),
-        **_adaptive_part(cache, method, policy, site),
+        **adaptive,
         calibration=cache.calibration,
+        decay=given("decay"),
         branches=cache.branches or "shared",
         center=cache.center,
         power=cache.power,
         site=site,
-        site_given=method.site == "unet_branch" or (cache.site is not None and not METHODS[method.name].layers),
+        site_given=method.site == "unet_branch"
+        or policy == "verify"
+        or (cache.site is not None and not METHODS[method.name].layers),
         span=span,
         branch=given("branch"),
         probe=(span[0] if site == "span" else 1) if cache.probe is None else cache.probe,
@@ -707,7 +788,8 @@ def expand(cache: Cache) -> tuple[Settings, ...]:
 def _adaptive_part(cache: Cache, method: Method, policy: PolicyName, site: SiteName) -> dict[str, Any]:
     """What an adaptive policy needs; of its own method where that has the same policy, else from the plan alone."""
     names = ("signal", "threshold", "max_skips", "max_total_skips", "max_drift", "polynomial", "ratios")
-    values: dict[str, Any] = {name: getattr(cache, name) for name in names} | {"rescaled": False}
+    values: dict[str, Any] = {name: getattr(cache, name) for name in names}
+    values |= {"rescaled": False, "codebook": None}
     if policy in FIXED:
         return values
     if policy == method.policy:
@@ -715,8 +797,15 @@ def _adaptive_part(cache: Cache, method: Method, policy: PolicyName, site: SiteN
             values[name] = getattr(method, name) if values[name] is None else values[name]
         if values["signal"] is None:
             values["signal"] = method.signal
+    if policy == "codebook":
+        book = cache.codebook or (method.codebook if policy == method.policy else None)
+        if book is None:
+            raise CacheError("policy 'codebook' needs cache.codebook, such as [[0.05, 4], [0.1, 2]]")
+        return values | {"codebook": tuple(map(tuple, book))}
     if values["threshold"] is None:
         raise CacheError(f"policy {policy!r} needs cache.threshold: no value of it is right for every model")
+    if policy == "verify":
+        return values
     if policy == "table":
         values["ratios"] = None if values["ratios"] is None else tuple(values["ratios"])
     elif values["signal"] is None:

@@ -23,6 +23,9 @@ from hasten.caching.trees import tensors
 from hasten.caching.wiring import Slot, Watcher, arguments, repeated_blocks
 
 Timestep = Callable[[Any, Any], object]
+Seen = tuple[Tensor, Tensor | None]
+"""The tensor to measure, and what the blocks before it did to the stream."""
+
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 
 
@@ -38,26 +41,27 @@ class Question:
     """Whether the rest of a call is to be computed, asked once, where the signal shows itself.
 
     Args:
-        ask: gets the tensor to measure; True to go on.
+        ask: gets the tensor to measure, and what the blocks so far did to the stream where that is known; True to go
+            on.
 
     Attributes:
         answer: None until it was asked.
         stoppable: whether somebody waits for `EnoughError`; else the blocks go on until somebody looks at the answer.
     """
 
-    def __init__(self, ask: Callable[[Tensor], bool], *, stoppable: bool = False) -> None:
+    def __init__(self, ask: Callable[[Tensor, Tensor | None], bool], *, stoppable: bool = False) -> None:
         self._ask = ask
         self.answer: bool | None = None
         self.stoppable = stoppable
 
-    def put(self, value: Tensor) -> None:
+    def put(self, value: Tensor, change: Tensor | None = None) -> None:
         """Ask, if nobody has.
 
         Raises:
             EnoughError: the answer is no.
         """
         if self.answer is None:
-            self.answer = self._ask(value)
+            self.answer = self._ask(value, change)
         if not self.answer and self.stoppable:
             raise EnoughError
 
@@ -144,7 +148,7 @@ class Probe:
             result = inner(*args, **kwargs)
         watcher.returned(result)
         try:
-            place, value = watcher.find(self._signal, self._blocks)
+            place, seen = watcher.find(self._signal, self._blocks)
         except NowhereError as nowhere:
             self._places[sort] = str(nowhere)
             raise
@@ -152,10 +156,10 @@ class Probe:
         for module in (place.start, place.asks):
             if module not in self._taps:
                 self._tap(module)
-        if value is not None:
+        if seen is not None:
             question.stoppable = False
             with _unseen():
-                question.put(value)
+                question.put(*seen)
         return result
 
     def _tap(self, module: nn.Module) -> None:
@@ -177,7 +181,8 @@ class Probe:
         elif module is place.asks and self._entered is not None:
             reached = _argument(place.asks_slot, args, kwargs)
             if reached is not None:
-                question.put(reached - self._entered if self._signal == "probe" else reached)
+                change = reached - self._entered
+                question.put(change if self._signal == "probe" else reached, change)
         return inner(*args, **kwargs)
 
 
@@ -282,7 +287,7 @@ class _Watcher(Watcher):
         if self._since_start <= self._count + 1:
             self._held[position] = (args, kwargs)
 
-    def find(self, signal: SignalName, count: int) -> tuple[_Place, Tensor | None]:
+    def find(self, signal: SignalName, count: int) -> tuple[_Place, Seen | None]:
         """Where the signal shows itself, and what it was in the watched call.
 
         Raises:
@@ -290,7 +295,7 @@ class _Watcher(Watcher):
         """
         return self._inside() if signal == "modulated" else self._after(count, signal)
 
-    def _after(self, count: int, signal: SignalName) -> tuple[_Place, Tensor | None]:
+    def _after(self, count: int, signal: SignalName) -> tuple[_Place, Seen | None]:
         pieces = self._pieces()
         if not pieces:
             raise NowhereError(self.wiring.reason)
@@ -308,7 +313,8 @@ class _Watcher(Watcher):
         if entered is None or reached is None:
             return place, None
         with _unseen():
-            return place, reached - entered if signal == "probe" else reached
+            change = reached - entered
+            return place, (change if signal == "probe" else reached, change)
 
     def _stream(self, start: int, last: int) -> Slot:
         """The argument of a stack's first block by which what leaves the stack has entered."""
@@ -325,7 +331,7 @@ class _Watcher(Watcher):
             current = links.get(through[current]) if current in through else None
         return current
 
-    def _inside(self) -> tuple[_Place, Tensor | None]:
+    def _inside(self) -> tuple[_Place, Seen | None]:
         """Within the first block that takes a stream and the time embedding apart from each other."""
         if not self._calls:
             raise NowhereError("it calls no list of repeated blocks")
@@ -343,7 +349,7 @@ class _Watcher(Watcher):
             found = _Tracer(call.module, stream, timed).find(args, kwargs)
             if found is not None:
                 inside, inside_slot, value = found
-                return _Place(call.module, slot, call.module, slot, inside, inside_slot), value
+                return _Place(call.module, slot, call.module, slot, inside, inside_slot), (value, None)
         raise NowhereError("no time embedding enters its first block beside the stream")
 
 

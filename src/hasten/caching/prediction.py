@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import nan
 from typing import Literal
 
 from hasten.caching import predictors
 from hasten.caching.predictors import Gram, Weights
 
-PredictorName = Literal["reuse", "difference", "poly", "taylor", "hermite", "ab2", "foca", "chebyshev", "dmd"]
+PredictorName = Literal["reuse", "difference", "poly", "taylor", "hermite", "ab2", "foca", "chebyshev", "dmd", "dcta"]
 Coordinate = Literal["sigma", "index"]
 
 # Spectrum maps the steps of every run as if it had fifty; so does this one where nobody knows how many there are.
@@ -47,6 +48,7 @@ KINDS: Mapping[PredictorName, Kind] = {
     "ab2": Kind(frozenset({*_BOUNDED, "coordinate"}), order=2),
     "foca": Kind(frozenset({*_BOUNDED, "coordinate"}), order=2),
     "chebyshev": Kind(frozenset({*_BOUNDED, "order", "ridge", "blend"}), order=4, least=2, usual=8),
+    "dcta": Kind(frozenset({"damping", "low_order", "cut", "max_amplification"}), order=1),
     "dmd": Kind(frozenset(_BOUNDED), order=1, least=4, usual=6),
 }
 TUNABLE = tuple(sorted({key for kind in KINDS.values() for key in kind.takes}))
@@ -62,6 +64,7 @@ class Moment:
         index, sigma: of the skipped step.
         total: the number of steps of the run, None where nobody knows it.
         gram: gives the snapshots' inner products, newest first; asked for only by predictors that look at the data.
+        alignment: gives how far a probe has gone, see `predictors.dcta`; NaN where nothing was probed.
     """
 
     indices: tuple[int, ...]
@@ -70,6 +73,7 @@ class Moment:
     sigma: float
     total: int | None = None
     gram: Callable[[], Gram] = list
+    alignment: Callable[[], float] = lambda: nan
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,8 @@ class Prediction:
             return predictors.reuse(steps, step)
         if self.predictor == "difference":
             return predictors.difference(steps, step)
+        if self.predictor == "dcta":
+            return predictors.dcta(moment.alignment(), bound) if len(steps) > 1 else predictors.reuse(steps, step)
         if self.predictor == "poly":
             return predictors.poly(*where, order, bound)
         if self.predictor == "taylor":

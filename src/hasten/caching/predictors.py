@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
-from math import exp, factorial, sqrt
+from math import exp, factorial, isfinite, sqrt
 
 Weights = tuple[float, ...]
 Gram = Sequence[Sequence[float]]
@@ -175,6 +175,25 @@ def foca(anchors: Sequence[float], target: float, max_amplification: float = 4.0
         if sum(map(abs, weights)) <= max_amplification:
             return _spread(weights, used)
     return poly(anchors, target, 1, max_amplification)
+
+
+def dcta(alignment: float, max_amplification: float = 2.0) -> Weights:
+    """The last two snapshots, taken as far as a probe has gone: DiCache's trajectory alignment.
+
+    Bu et al. 2025, arXiv 2508.17356.
+    `w = (γ, 1 − γ)`, with γ the probe's distance from the second newest computed step by that between the last two.
+
+    Args:
+        alignment: γ; below 1, or no number, the newest snapshot alone counts.
+        max_amplification: the most that the weights' absolute values may sum to; 2 is the published γ ≤ 1.5.
+
+    >>> dcta(1.25)
+    (1.25, -0.25)
+    >>> dcta(7.0)
+    (1.5, -0.5)
+    """
+    gamma = min(max(alignment, 1.0), (max_amplification + 1) / 2) if isfinite(alignment) else 1.0
+    return (gamma, 1 - gamma)
 
 
 def difference(anchors: Sequence[float], target: float) -> Weights:

@@ -143,6 +143,10 @@ class Gauge:
             kind = Estimate if settings.signal == "estimate" else Meter
             self.meter = kind(since_computed=settings.policy == "compare")
         self.signal: float | None = None
+        self._aligns = settings.predictor == "dcta"
+        self._change: Tensor | None = None
+        # What the first blocks did at the last two computed steps, newest first.
+        self._anchors: list[Tensor] = []
         self._index = 0
         self._decision: Decision | None = None
         self._value: Tensor | None = None
@@ -153,24 +157,46 @@ class Gauge:
         self._decision = self.policy.decide(index, self.total)
         return self._decision
 
-    @property
-    def open(self) -> bool:
-        """Whether the step's decision waits for its signal."""
-        return self._decision is None
-
-    def force(self, decision: Decision) -> None:
+    def force(self, decision: Decision) -> Decision:
         """The step has to be computed for another reason than the policy's."""
         self._decision = decision
+        return decision
 
-    def see(self, value: Tensor) -> Decision:
-        """The tensor to measure is there: decide, if that is still open."""
-        self._value = value
+    def see(self, value: Tensor, change: Tensor | None = None) -> Decision:
+        """The tensor to measure is there: decide, if that is still open.
+
+        Args:
+            change: what the blocks so far did to the stream, where that is known.
+        """
+        self._value, self._change = value, change if self._aligns else None
         if self._decision is None:
             assert self.meter is not None
             self.signal = self.meter.measure(value)
             self._decision = self.policy.decide(self._index, self.total, self.signal)
             assert self._decision is not None
         return self._decision
+
+    def alignment(self) -> float:
+        """How far the first blocks have gone since the second newest computed step, by how far the newest had.
+
+        DiCache's γ; NaN where there are no two steps to compare with.
+        """
+        change = self._change
+        if change is None or len(self._anchors) < 2 or any(one.shape != change.shape for one in self._anchors):
+            return nan
+        newest, second = self._anchors
+        gone, had = ((one - second).abs().mean(dtype=torch.float32) for one in (change, newest))
+        return float(gone / had)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that what is measured with takes."""
+        return sum(one.nbytes for one in self._anchors) + (0 if self.meter is None else self.meter.nbytes)
+
+    def check(self, error: Tensor) -> None:
+        """A skipped step was verified; its error counts as the signal of the step."""
+        self.signal = float(error)
+        self.policy.check(self._index, self.total, self.signal)
 
     def end(self, computed: bool, result: Any) -> Decision:
         """The step is done.
@@ -185,6 +211,8 @@ class Gauge:
         if self.meter is not None and self._value is not None:
             self.meter.settle(self._value, computed, result)
             self._value = None
+        if computed and self._change is not None:
+            self._anchors = [self._change.detach().clone(), *self._anchors[:1]]
         return self._decision or Decision(True, "no signal was seen")
 
 

@@ -190,11 +190,20 @@ class SpanSite:
         model: the denoiser.
         first, last: so many blocks at the start and at the end of the stack keep running.
         absolute: what leaves the stack is predicted in the place of its change (site `last_block`).
+        verifies: the last block, which keeps running, is predicted as well and compared with what it computes, as SpeCa
+            does (Liu et al. 2025, arXiv 2509.11628). What it computes is what goes on.
+
+    Attributes:
+        error: of a site that verifies, mean |ŷ − y| / mean |y| at the last skipped step.
     """
 
     reached = True
 
-    def __init__(self, model: nn.Module, first: int = 0, last: int = 0, *, absolute: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, first: int = 0, last: int = 0, *, absolute: bool = False, verifies: bool = False
+    ) -> None:
+        self.error: Tensor | None = None
+        self._verifies = verifies
         self.name = "last_block" if absolute else "span" if first or last else "residual"
         self._absolute = absolute
         self._model = model
@@ -252,6 +261,7 @@ class SpanSite:
         result = self._run(live, inner, args, kwargs)
         if not live.complete:
             raise UnfitError(_OTHER_BLOCKS)
+        self.error = live.error
         return result
 
     def decide(
@@ -297,7 +307,9 @@ class SpanSite:
         with watcher:
             result = inner(*args, **kwargs)
         watcher.returned(result)
-        wiring = _absolute(watcher.wiring) if self._absolute else watcher.wiring
+        wiring = watcher.verified if self._verifies else watcher.wiring
+        if self._absolute:
+            wiring = _absolute(wiring)
         self._adopt(sort, wiring, watcher.blanks, blanks, result)
         values: list[Tensor] = []
         for span in wiring.spans:
@@ -429,6 +441,7 @@ class _Skipping:
         self._blanks = blanks
         self._predict = predict
         self._stand_ins: dict[int, Tensor] = {}
+        self.error: Tensor | None = None
 
     @property
     def complete(self) -> bool:
@@ -446,11 +459,21 @@ class _Skipping:
             raise UnfitError("no computed step has shown what its blocks return")
         if position == span.first:
             self.predict(span, slot, _bases(span, args, kwargs))
+        if span.verifies:
+            return self._verified(inner(*args, **kwargs))
         if position != span.last:
             # What is written into has to have memory; nobody reads it all the same.
             return replace(self._blanks[position], torch.clone) if written else self._blanks[position]
         outputs = iter([number for number, _ in numbered(self._blanks[position])])
         return replace(self._blanks[position], lambda blank: self._stand_ins.get(next(outputs), blank))
+
+    def _verified(self, result: Any) -> Any:
+        """Compare what a block computed with what was predicted of it."""
+        outputs = dict(numbered(result))
+        pairs = [(predicted, outputs[out]) for out, predicted in self._stand_ins.items()]
+        wrong = torch.stack([(predicted - real).abs().sum(dtype=torch.float32) for predicted, real in pairs]).sum()
+        self.error = wrong / torch.stack([real.abs().sum(dtype=torch.float32) for _, real in pairs]).sum()
+        return result
 
     def begin(self, cursor: int) -> None:
         """Begin in the middle: the blocks before have run."""

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import torch
@@ -63,11 +64,13 @@ class Span:
     Attributes:
         first, last: positions in the sequence of block calls.
         streams: what has to be put in the place of their work.
+        verifies: it runs even so, on what was predicted, to be compared with what is predicted of itself.
     """
 
     first: int
     last: int
     streams: tuple[Stream, ...]
+    verifies: bool = False
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,15 @@ class Watcher(TorchFunctionMode):
         if pieces:
             return Wiring(sequence, (), f"no block is left between the first {self._keep[0]} and last {self._keep[1]}")
         return Wiring(sequence, (), "something reads or changes what passes between its blocks")
+
+    @property
+    def verified(self) -> Wiring:
+        """What was learned, with the last block in a span of its own that verifies."""
+        wiring, pieces = self.wiring, self._pieces()
+        if not wiring.spans:
+            return wiring
+        end = pieces[-1][1]
+        return replace_fields(wiring, spans=(*wiring.spans, replace_fields(self._span(end, end), verifies=True)))
 
     def _whole(self, first: int, last: int) -> bool:
         """Whether nothing but these calls looks at what passes between them."""

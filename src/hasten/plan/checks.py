@@ -128,6 +128,8 @@ _TAKES: dict[str, frozenset[str]] = {
     ),
     "compare": frozenset({"mask", "bins", "signal", "probe", "threshold", "max_skips", "max_total_skips", "max_drift"}),
     "table": frozenset({"mask", "bins", "threshold", "max_skips", "max_total_skips", "ratios", "calibration"}),
+    "codebook": frozenset({"mask", "bins", "codebook", "max_skips", "max_total_skips"}),
+    "verify": frozenset({"mask", "bins", "threshold", "max_skips", "max_total_skips", "decay"}),
 }
 
 

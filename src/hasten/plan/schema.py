@@ -45,6 +45,10 @@ class Cache(Section):
             "teacache",
             "fbcache",
             "dbcache",
+            "dicache",
+            "adacache",
+            "bwcache",
+            "speca",
             "easycache",
             "magcache",
             "deepcache",
@@ -96,7 +100,7 @@ class Cache(Section):
     """With site `unet_branch`: the skip connection below which the deep part begins; 0, the first, leaves most out."""
     predictor: (
         Annotated[
-            Literal["reuse", "difference", "poly", "taylor", "hermite", "ab2", "foca", "chebyshev", "dmd"],
+            Literal["reuse", "difference", "poly", "taylor", "hermite", "ab2", "foca", "chebyshev", "dmd", "dcta"],
             BeforeValidator(as_name),
         ]
         | None
@@ -128,12 +132,25 @@ class Cache(Section):
     """The computed steps, one by one, in place of interval and first_enhance. An adaptive policy may compute more."""
     policy: (
         Annotated[
-            Literal["interval", "mask", "geometric", "bins", "window", "gate", "accumulate", "compare", "table"],
+            Literal[
+                "interval",
+                "mask",
+                "geometric",
+                "bins",
+                "window",
+                "gate",
+                "accumulate",
+                "compare",
+                "table",
+                "codebook",
+                "verify",
+            ],
             BeforeValidator(as_name),
         ]
         | None
     ) = None
-    """What decides: fixed steps, a table (`table`), or a measured `signal` (`accumulate`, `compare`)."""
+    """What decides: fixed steps, a table (`table`), a measured `signal` (`accumulate`, `compare`), what computed steps
+    showed (`codebook`), or how wrong skipped ones were (`verify`)."""
     budget: Whole | None = Field(default=None, ge=2)
     """With policy `geometric`: so many steps are computed, with growing gaps."""
     bins: Annotated[Literal["slow", "medium", "fast", "ultra"], BeforeValidator(as_name)] | None = None
@@ -158,8 +175,14 @@ class Cache(Section):
     """So many steps of a run are skipped at most."""
     max_drift: Number | None = Field(default=None, gt=0)
     """With policy `compare`: the most that the differences since the last computed step may sum to."""
+    decay: Number | None = Field(default=None, ge=0, le=1)
+    """With policy `verify`: the threshold falls to this share of itself over the run."""
     polynomial: list[Number] | None = Field(default=None, min_length=1)
     """With policy `accumulate`: this function of the signal is summed; coefficients, highest power first."""
+    codebook: list[tuple[Annotated[Number, Field(ge=0)], Annotated[Whole, Field(ge=1)]]] | None = Field(
+        default=None, min_length=1
+    )
+    """With policy `codebook`: up to this relative change per step of the cached value, so many steps are skipped."""
     ratios: list[Annotated[Number, Field(gt=0)]] | None = Field(default=None, min_length=2)
     """With policy `table`: for each step, the size of the cached residual by that of the step before."""
     timesteps: tuple[Number, Number] | None = None
