@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hasten.zoo.family import PROBED, pack, unpack
+from hasten.zoo.family import PROBED, Family, pack, unpack
 from hasten.zoo.qwen import PREFIX_TOKENS, TEMPLATE, FlatVAE, Qwen, build_tokenizer, build_transformer, build_vae
 from hasten.zoo.qwen_denoiser import TrainingQwen, rotary
 from hasten.zoo.recipe import Recipe, train
@@ -56,7 +56,7 @@ def test_the_recipe_ends_in_a_pipeline_and_goes_on_where_it_stopped(tmp_path: Pa
 def test_the_other_family_ends_in_its_pipeline(tmp_path: Path) -> None:
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    recipe = replace(TINY, family="scenes-sd", width=32, layers=1, denoiser=Schedule(low_steps=0, high_steps=1))
+    recipe = replace(TINY, family="scenes-sd", finish_steps=1, width=32, layers=1, denoiser=Schedule(0, 1, 4, 4))
     pipeline = train(tmp_path, recipe, quiet=True)
     pipe = StableDiffusionPipeline.from_pretrained(pipeline, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -133,6 +133,13 @@ def test_the_noise_goes_all_the_way_down() -> None:
     kept = build_scheduler().alphas_cumprod[noised.level, None, None]
     assert torch.allclose(noised.noisy, (1 - kept).sqrt() * noised.target / kept.sqrt(), atol=1e-4)  # of nothing
     assert build_scheduler().alphas_cumprod[-1] == 0
+
+
+@pytest.mark.parametrize("family", [Qwen(), StableDiffusion()])
+def test_the_target_gives_the_latents_back(family: Family) -> None:
+    x = torch.randn(4, 256, 8)
+    noised = family.add_noise(x, faint=True)
+    assert torch.allclose(noised.recover(noised.target), x, atol=1e-4)
 
 
 def test_every_byte_is_a_clip_token() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hasten.zoo.family import TOKEN, Family, pack, unpack
+from hasten.zoo.family import TOKEN, Family, TrainingDenoiser, pack, unpack
 from hasten.zoo.scenes import Vocabulary
 from hasten.zoo.training import scene_batch
 
@@ -74,3 +74,10 @@ class Data:
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens [B, N, C] → pixels [B, 3, H, W] in −1…1."""
         return self.flat.decode(unpack(tokens, self.family.patch) * self.std + self.mean).clamp(-1, 1)
+
+    @torch.no_grad()
+    def predicted(self, model: TrainingDenoiser, latents: torch.Tensor, captions: list[str]) -> torch.Tensor:
+        """What a denoiser makes of latents [B, z, h, w] under faint noise, in one step."""
+        noised = self.family.add_noise(pack((latents - self.mean) / self.std, self.family.patch), faint=True)
+        guess, _ = model(noised.noisy, noised.level, *self.text(captions))
+        return unpack(noised.recover(guess), self.family.patch) * self.std + self.mean

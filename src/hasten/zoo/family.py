@@ -69,6 +69,12 @@ class Noised(NamedTuple):
     level: torch.Tensor  # [B], as the denoiser takes it
     target: torch.Tensor  # [B, N, C]
     hidden: torch.Tensor  # bool [B]: more than nine parts in ten are noise
+    kept: torch.Tensor  # [B, 1, 1]
+    dropped: torch.Tensor  # [B, 1, 1]; latents = kept · noisy − dropped · target
+
+    def recover(self, predicted: torch.Tensor) -> torch.Tensor:
+        """The latents that a prediction of the target amounts to: [B, N, C]."""
+        return self.kept * self.noisy - self.dropped * predicted
 
 
 class Family(ABC):
@@ -121,8 +127,11 @@ class Family(ABC):
     def training_denoiser(self, model: Any, dtype: torch.dtype = torch.bfloat16) -> TrainingDenoiser: ...
 
     @abstractmethod
-    def add_noise(self, x: torch.Tensor) -> Noised:
-        """Mix latents x [B, N, C] with noise at levels drawn at random, most where a scene of this size is decided."""
+    def add_noise(self, x: torch.Tensor, faint: bool = False) -> Noised:
+        """Mix latents x [B, N, C] with noise at levels drawn at random, most where a scene of this size is decided.
+
+        faint: only at levels that leave a scene to be seen.
+        """
 
     @abstractmethod
     def sample(self, denoise: Denoise, noise: torch.Tensor, steps: int) -> torch.Tensor:

@@ -289,12 +289,14 @@ class Qwen(Family):
 
         return TrainingQwen(model, dtype, compiled=False)
 
-    def add_noise(self, x: torch.Tensor) -> Noised:
+    def add_noise(self, x: torch.Tensor, faint: bool = False) -> Noised:
         """Flow matching: the target is noise − x. Halving the side halves the noise that hides the same thing."""
-        mean = 0.8 if x.shape[1] >= (NATIVE_SIZE // 8) ** 2 else 0.8 - math.log(2)
+        mean = -0.5 if faint else 0.8
+        if x.shape[1] < (NATIVE_SIZE // 8) ** 2:
+            mean -= math.log(2)
         sigma = torch.sigmoid(mean + 1.1 * torch.randn(len(x), device=x.device))
-        noise = torch.randn_like(x)
-        return Noised(torch.lerp(x, noise, sigma[:, None, None]), sigma, noise - x, sigma > 0.9)
+        noise, share = torch.randn_like(x), sigma[:, None, None]
+        return Noised(torch.lerp(x, noise, share), sigma, noise - x, sigma > 0.9, torch.ones_like(share), share)
 
     def sample(self, denoise: Denoise, noise: torch.Tensor, steps: int) -> torch.Tensor:
         from hasten.zoo.qwen_denoiser import sample_flow

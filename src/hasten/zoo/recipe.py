@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import threading
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,14 +38,17 @@ class Recipe:
     """Everything that decides a training run. The defaults are for two CPU cores; see docs/training.md.
 
     `width` and `layers` are the denoiser's; None for the family's own. `looks` held-out prompts are drawn and scored
-    at every checkpoint, for `looks.csv`; 0 for none.
+    at every checkpoint, for `looks.csv`; 0 for none. `white`: how much likelier the denoiser sees a white background
+    than a black one, or a gray one. `finish_steps`: of the decoder on what the trained denoiser predicts.
     """
 
     family: str = "scenes-qwen"
     vocabulary: str = "full"
+    white: float = 4.0
     vae_steps: int = 1400
     vae_batch: int = 24
     decoder_steps: int = 600
+    finish_steps: int = 0
     text_steps: int = 750
     text_batch: int = 96
     denoiser: Schedule = field(default_factory=Schedule)
@@ -88,7 +92,10 @@ RECIPES = {
         family="scenes-sd",
         vae_steps=800,
         decoder_steps=400,
-        denoiser=Schedule(low_steps=0, high_steps=2000, high_batch=48),
+        finish_steps=250,
+        denoiser=Schedule(low_steps=0, high_steps=1950, high_batch=48),
+        white=2.0,
+        decay=0.62,
         looks=16,
     ),
 }
@@ -127,6 +134,8 @@ def train(folder: Path, recipe: Recipe, quiet: bool = False) -> Path:
             spawn(_worker, (folder, recipe, quiet, f"file://{meeting}/store"), nprocs=recipe.workers)
     else:
         _train_denoiser(folder, recipe, quiet)
+    if recipe.finish_steps and not (folder / "vae_finished").exists():
+        _finish_decoder(folder, recipe, quiet)
     return assemble(folder, family, folder / "pipeline")
 
 
@@ -148,13 +157,40 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _train_denoiser(folder: Path, recipe: Recipe, quiet: bool) -> None:
+def _data(folder: Path, recipe: Recipe) -> Data:
     family, device = FAMILIES[recipe.family], recipe.device
     tokenizer, encoder, vae = family.load_parts(folder)
     encoder, vae = encoder.to(device).requires_grad_(False), vae.to(device).requires_grad_(False)
     rank, _ = place()
     seed = recipe.seed + 7919 * rank + random.SystemRandom().randrange(2**20)  # a resumed run sees new scenes
-    data = Data(family, tokenizer, encoder, vae, VOCABULARIES[recipe.vocabulary], seed, device, recipe.compiled)
+    vocabulary = replace(VOCABULARIES[recipe.vocabulary], white=recipe.white)
+    return Data(family, tokenizer, encoder, vae, vocabulary, seed, device, recipe.compiled)
+
+
+def _finish_decoder(folder: Path, recipe: Recipe, quiet: bool) -> None:
+    """Let the decoder meet the denoiser's own predictions, and draw from them what was meant."""
+    data, family, device = _data(folder, recipe), FAMILIES[recipe.family], recipe.device
+    denoiser = family.build_denoiser().from_pretrained(folder / family.denoiser_folder).to(device)
+    model = family.training_denoiser(denoiser).to(device).requires_grad_(False)
+    vae = polish_decoder(
+        folder,
+        family,
+        family.load_parts(folder)[2].to(device),
+        data.vocabulary,
+        recipe.finish_steps,
+        recipe.vae_batch // 4,
+        device,
+        recipe.seed,
+        quiet,
+        recipe.compiled and family.compiles_vae,
+        "finish",
+        partial(data.predicted, model),
+    )
+    vae.save_pretrained(folder / "vae_finished")
+
+
+def _train_denoiser(folder: Path, recipe: Recipe, quiet: bool) -> None:
+    data, family = _data(folder, recipe), FAMILIES[recipe.family]
     prompts, curve = held_out_prompts(recipe.looks, recipe.vocabulary), LossCurve(folder / "looks.csv")
 
     def look(trainer: Trainer, step: int, size: int) -> None:
@@ -174,21 +210,27 @@ def _train_denoiser(folder: Path, recipe: Recipe, quiet: bool) -> None:
         recipe.decay,
         look if recipe.looks else None,
     )
-    if rank == 0:
+    if place()[0] == 0:
         model.save_pretrained(folder / family.denoiser_folder)
 
 
 def assemble(folder: Path, family: Family, target: Path, dtype: torch.dtype = torch.float16) -> Path:
     """Put a run's parts together as an ordinary diffusers folder and `hasten.json`, its native settings."""
     tokenizer, encoder, vae = family.load_parts(folder)
+    if (folder / "vae_finished").exists():
+        vae = vae.from_pretrained(folder / "vae_finished")
     denoiser = family.build_denoiser().from_pretrained(folder / family.denoiser_folder)
     pipe = family.pipeline(tokenizer, encoder.to(dtype), vae.to(dtype), denoiser.to(dtype))
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    pipe.save_pretrained(partial)
-    (partial / "hasten.json").write_text(json.dumps(family.native, indent=1) + "\n")
-    for file in partial.rglob("*.safetensors"):
+    unfinished = target.with_name(target.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    pipe.save_pretrained(unfinished)
+    (unfinished / "hasten.json").write_text(json.dumps(family.native, indent=1) + "\n")
+    for file in unfinished.glob("*/config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # a folder of the machine it was trained on
+        file.write_text(json.dumps(config, indent=2) + "\n")
+    for file in unfinished.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes for the owner alone, which a wheel would hand on
     shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
+    unfinished.replace(target)
     return target

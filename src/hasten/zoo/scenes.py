@@ -57,6 +57,7 @@ class Vocabulary:
     colours: tuple[str, ...]
     backgrounds: tuple[str, ...]
     textures: bool
+    white: float = 4.0  # how much likelier the first background is drawn than each of the others
 
 
 VOCABULARIES = {
@@ -123,7 +124,9 @@ def sample_scene(rng: random.Random, vocabulary: Vocabulary, held_out: bool = Fa
         if count == 3:
             relation = rng.choice(tuple(OPPOSITE))
             third = rng.choice(("above", "below") if relation in ("left of", "right of") else ("left of", "right of"))
-        background = rng.choices(vocabulary.backgrounds, weights=[4, *[1] * (len(vocabulary.backgrounds) - 1)])[0]
+        background = rng.choices(
+            vocabulary.backgrounds, weights=[vocabulary.white, *[1] * (len(vocabulary.backgrounds) - 1)]
+        )[0]
         texture = rng.choice(("plain", "plain", "striped", "dotted")) if vocabulary.textures else "plain"
         scene = Scene(tuple(things), relation, third, background, texture)
         if scene.held_out == held_out:

@@ -228,10 +228,10 @@ class StableDiffusion(Family):
 
         return TrainingUNet(model, dtype)
 
-    def add_noise(self, x: torch.Tensor) -> Noised:
+    def add_noise(self, x: torch.Tensor, faint: bool = False) -> Noised:
         from hasten.zoo.sd_denoiser import add_noise
 
-        return add_noise(build_scheduler(), x)
+        return add_noise(build_scheduler(), x, (60, 560) if faint else (0, 1000))
 
     def sample(self, denoise: Denoise, noise: torch.Tensor, steps: int) -> torch.Tensor:
         from hasten.zoo.sd_denoiser import sample_ddim

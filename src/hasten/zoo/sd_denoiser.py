@@ -61,14 +61,14 @@ def _told(block: nn.Module, states: torch.Tensor) -> dict[str, Any]:
     return {"encoder_hidden_states": states} if getattr(block, "has_cross_attention", False) else {}
 
 
-def add_noise(scheduler: DDIMScheduler, x: torch.Tensor) -> Noised:
+def add_noise(scheduler: DDIMScheduler, x: torch.Tensor, between: tuple[int, int]) -> Noised:
     """Variance-preserving noise at a uniformly drawn timestep; the target is v = √ᾱ·noise − √(1−ᾱ)·x."""
-    level = torch.randint(scheduler.config.num_train_timesteps, (len(x),), device=x.device)
-    kept = scheduler.alphas_cumprod.to(x.device)[level, None, None]
-    signal, spread = kept.sqrt(), (1 - kept).sqrt()
+    level = torch.randint(*between, (len(x),), device=x.device)
+    power = scheduler.alphas_cumprod.to(x.device)[level, None, None]
+    signal, spread = power.sqrt(), (1 - power).sqrt()
     noise = torch.randn_like(x)
     hidden = (spread > 9 * signal)[:, 0, 0]
-    return Noised(signal * x + spread * noise, level, signal * noise - spread * x, hidden)
+    return Noised(signal * x + spread * noise, level, signal * noise - spread * x, hidden, signal, spread)
 
 
 def sample_ddim(

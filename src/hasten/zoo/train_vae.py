@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch import nn
 from hasten.zoo.family import NATIVE_SIZE, Family, TrainingVAE
 from hasten.zoo.scenes import Vocabulary
 from hasten.zoo.training import FileCheckpoint, Optimizer, Run, flat_then_linear, scene_batch
+
+# Latents [B, z, h, w] and captions → latents as a denoiser might leave them.
+Disturb = Callable[[torch.Tensor, list[str]], torch.Tensor]
 
 
 def vae_loss(flat: TrainingVAE, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,28 +92,35 @@ def polish_decoder(
     seed: int = 0,
     quiet: bool = False,
     compiled: bool = True,
+    title: str = "decoder",
+    disturb: Disturb | None = None,
 ) -> Any:
-    """Train the decoder alone for a while, at the native size, on latents with a little noise in them.
+    """Train the decoder alone for a while, at the native size, on latents that are not quite the encoder's.
 
     The latents stay what they are, so a denoiser that was trained on them is not touched. A denoiser's latents are
-    never quite an encoder's; a decoder that has met noise draws clean edges and faint textures from them all the same.
+    never quite an encoder's; a decoder that has met such draws clean edges and faint textures from them all the same.
+
+    Args:
+        title: names checkpoint and curve.
+        disturb: turns latents and captions into what the decoder meets; a little noise by default.
     """
     torch.manual_seed(seed)
     flat = family.training_vae(vae)
     optimizer = Optimizer(flat.named_parameters(), muon_lr=2e-3, adam_lr=1e-3)
-    checkpoint = FileCheckpoint(folder / "decoder.pt", flat, optimizer, device)
-    run = Run("decoder", folder, steps, checkpoint, (50, 200), quiet=quiet)
+    checkpoint = FileCheckpoint(folder / f"{title}.pt", flat, optimizer, device)
+    run = Run(title, folder, steps, checkpoint, (50, 200), quiet=quiet)
     rng = random.Random(seed + run.start)
-    std = family.latent_scale(vae)[1].to(device)
+    disturb = disturb or _little_noise(family.latent_scale(vae)[1].to(device))
     if compiled:
         flat.compile(dynamic=False)
     for step in run:
-        pixels, labels, _, _ = scene_batch(rng, vocabulary, batch, NATIVE_SIZE, device)
+        pixels, labels, captions, _ = scene_batch(rng, vocabulary, batch, NATIVE_SIZE, device)
+        with torch.autocast(device, torch.bfloat16), torch.no_grad():
+            mean, _ = flat(pixels)
+        with torch.no_grad():
+            latents = disturb(mean.float(), captions)
         with torch.autocast(device, torch.bfloat16):
-            with torch.no_grad():
-                mean, _ = flat(pixels)
-            amount = 0.2 * torch.rand(batch, 1, 1, 1, device=device)
-            difference = flat(mean + amount * std * torch.randn_like(mean), decode=True) - pixels
+            difference = flat(latents, decode=True) - pixels
         weight = 1 + F.max_pool2d((labels > 0).float()[:, None], 3, 1, 1)
         loss = (weight * (difference.abs() + 2 * difference.square())).mean() / weight.mean()
         loss.backward()
@@ -117,6 +128,14 @@ def polish_decoder(
         optimizer.step(flat_then_linear(step, steps, decay=0.5))
         run.note(loss=loss.item(), psnr=decibels(difference.detach().square().mean()))
     return flat.write_back()
+
+
+def _little_noise(std: torch.Tensor) -> Disturb:
+    def disturb(latents: torch.Tensor, _: list[str]) -> torch.Tensor:
+        amount = 0.2 * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+        return latents + amount * std * torch.randn_like(latents)
+
+    return disturb
 
 
 def window(pixels: torch.Tensor, labels: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
