@@ -148,6 +148,13 @@ def test_tgate_has_two_phases(pipes: Any, drop: bool) -> None:
         assert sizes == [2] * 12
 
 
+def test_a_step_whose_unconditional_call_is_left_out_counts_as_skipped(pipes: Any) -> None:
+    with accelerate(pipes.qwen, "tgate", gate_step=5) as handle:
+        run(pipes, "qwen", steps=9)
+    assert computed(handle.report()) == [0, 1, 2, 4]
+    assert handle.report().skipped_steps == 5
+
+
 def test_the_gate_is_closed_for_ever_where_there_is_no_interval_after_it() -> None:
     steps = [k for k in range(30) if gate(k, 30, gate_step=4, interval=1, after=None, first_enhance=1).compute]
     assert steps == [0, 1, 2, 3]
