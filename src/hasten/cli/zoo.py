@@ -57,8 +57,13 @@ def train(
     batch: Annotated[
         int | None, typer.Option(min=2, help="Samples per worker and step; at the native size a third.")
     ] = None,
-    width: Annotated[int | None, typer.Option(min=64, help="Denoiser width, a multiple of 64.")] = None,
-    layers: Annotated[int | None, typer.Option(min=4, help="Denoiser blocks.")] = None,
+    width: Annotated[int | None, typer.Option(min=32, help="Denoiser width, a multiple of 64 (a UNet: of 32).")] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Denoiser blocks, at least 4; a UNet's layers in each block.")
+    ] = None,
+    finish_steps: Annotated[
+        int | None, typer.Option(min=0, help="Decoder steps on the trained denoiser's predictions.")
+    ] = None,
     looks: Annotated[int | None, typer.Option(min=0, help="Held-out prompts drawn and scored at checkpoints.")] = None,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compile the blocks: slow start, twice the speed.")
@@ -71,8 +76,11 @@ def train(
     """
     if name not in TRAINABLE:
         raise HastenError(f"no recipe for {name!r}; there is one for: {', '.join(TRAINABLE)}")
-    if width and width % 64:
-        raise HastenError(f"--width {width}: must be a multiple of 64 (heads are 64 wide)")
+    head, least = (32, 1) if name == "scenes-sd" else (64, 4)
+    if width and width % head:
+        raise HastenError(f"--width {width}: must be a multiple of {head} (heads are {head} wide)")
+    if layers and layers < least:
+        raise HastenError(f"--layers {layers}: at least {least} (the probe looks at block {least})")
     from hasten.devices import resolve_device
     from hasten.zoo.recipe import Recipe
     from hasten.zoo.recipe import train as run
@@ -89,6 +97,7 @@ def train(
         "vae_steps": vae_steps,
         "decoder_steps": decoder_steps,
         "text_steps": text_steps,
+        "finish_steps": finish_steps,
         "width": width,
         "layers": layers,
         "looks": looks,

@@ -182,7 +182,7 @@ class StableDiffusion(Family):
         "height": NATIVE_SIZE,
         "width": NATIVE_SIZE,
         "num_inference_steps": 50,
-        "guidance_scale": 3.0,
+        "guidance_scale": 1.5,
         "negative_prompt": "",
     }
     denoiser_folder = "unet"
