@@ -425,7 +425,7 @@ class Cache:
         total = self.clock.total
         now = (self.clock.run, total)
         if now != self._schedule[0]:
-            decisions = [self._planned(step, total) for step in range(total or 0)]
+            decisions = [self.planned(step, total) for step in range(total or 0)]
             computed = [decision.compute for decision in decisions]
             snapshots = self.settings.snapshots if self.settings is not None else 0
             wanted = needed(computed, snapshots)
@@ -436,9 +436,10 @@ class Cache:
         _, decisions, wanted = self._schedule
         if index < len(decisions):
             return decisions[index], wanted[index]
-        return self._planned(index, None), True
+        return self.planned(index, None), True
 
-    def _planned(self, index: int, total: int | None) -> Decision:
+    def planned(self, index: int, total: int | None) -> Decision:
+        """What is known of a step beforehand; of an adaptive policy, a skip is not yet decided."""
         decision = self._fixed(index, total)
         if self.settings is None or self.settings.timesteps is None:
             return decision

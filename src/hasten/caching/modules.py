@@ -71,6 +71,12 @@ class ModulesSite:
             return repeated_blocks(self._model)
         return (feed_forwards if self.name == "feed_forward" else attentions)(self._model).values()
 
+    @property
+    def left_out(self) -> tuple[nn.Module, ...]:
+        """The modules that are not called at a skipped step, as far as calls were watched."""
+        plans = [plan for plan in self._plans.values() if isinstance(plan, _Plan)]
+        return tuple(dict.fromkeys(key.module for plan in plans for key in plan.keys))
+
     def arm(self) -> None:
         """Put taps back that something else was put in the place of."""
         for module, tap in list(self._taps.items()):

@@ -214,6 +214,13 @@ class SpanSite:
         self._plans: dict[object, _Plan | str] = {}
         self._checked: set[object] = set()
 
+    @property
+    def left_out(self) -> tuple[nn.Module, ...]:
+        """The blocks that are not called at a skipped step, as far as calls were watched."""
+        plans = [plan for plan in self._plans.values() if isinstance(plan, _Plan)]
+        roles = [role for plan in plans for role in plan.roles if role.span is not None and not role.span.verifies]
+        return tuple(dict.fromkeys(role.module for role in roles))
+
     def arm(self) -> None:
         """Put taps back that something else was put in the place of."""
         for module, tap in list(self._taps.items()):

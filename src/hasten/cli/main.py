@@ -37,6 +37,7 @@ COMMANDS: dict[str, Row] = {
     "calibrate": Row("hasten.cli.calibrate", "Measure the figures that some methods need, once for a model."),
     "compare": Row("hasten.cli.compare", "Compare two reports of bench."),
     "convert": Row("hasten.cli.convert", "Write checkpoints as diffusers folders: formats, dtypes, shards, variants."),
+    "explain": Row("hasten.cli.explain", "Show what a plan would do to a model: modules, snapshots, steps."),
     "generate": Row("hasten.cli.generate", "Make images from a prompt, accelerated by a plan."),
     "inspect": Row("hasten.cli.inspect", "Look inside a model without its weights: layers, stages, cost, code."),
     "metadata": Row("hasten.cli.metadata", "Print what an image says of how it was made."),
