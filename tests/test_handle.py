@@ -525,9 +525,37 @@ class Controlled:
         pipe.transformer.forward = controlled
 
 
-def test_where_the_stack_cannot_be_left_out_the_output_is_predicted_and_the_report_says_so() -> None:
+class Watched:
+    """Lets the result depend on what passes between the blocks."""
+
+    def __init__(self, pipe: Any) -> None:
+        forward = pipe.transformer.forward
+        seen: list[Tensor] = []
+        for block in pipe.transformer.transformer_blocks:
+            block.register_forward_hook(lambda module, args, output: seen.append(output[1]))
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            seen.clear()
+            (sample,) = forward(*args, **kwargs)
+            return (sample + 0.01 * sum(hidden.mean() for hidden in seen),)
+
+        pipe.transformer.forward = watched
+
+
+def test_residuals_that_are_added_between_the_blocks_are_left_out_with_them() -> None:
     pipe = tiny.qwen(blocks=6)
     Controlled(pipe)
+    plain = latents(pipe, tiny.qwen_call(12))
+    with accelerate(pipe, site="residual") as handle:
+        result = latents(pipe, tiny.qwen_call(12))
+    assert handle.report().skipped == 12
+    assert 0 < close(result, plain) < 0.5
+    assert torch.equal(latents(pipe, tiny.qwen_call(12)), plain)
+
+
+def test_where_the_stack_cannot_be_left_out_the_output_is_predicted_and_the_report_says_so() -> None:
+    pipe = tiny.qwen(blocks=6)
+    Watched(pipe)
     plain = latents(pipe, tiny.qwen_call(12))
     with accelerate(pipe) as handle:
         result = latents(pipe, tiny.qwen_call(12))
@@ -542,7 +570,7 @@ def test_where_the_stack_cannot_be_left_out_the_output_is_predicted_and_the_repo
 
 def test_a_site_that_was_asked_for_and_cannot_be_had_is_an_error() -> None:
     pipe = tiny.qwen(blocks=6)
-    Controlled(pipe)
+    Watched(pipe)
     with accelerate(pipe, site="residual"), pytest.raises(CacheError, match="allowed here: output"):
         latents(pipe, tiny.qwen_call(12))
 

@@ -37,7 +37,7 @@ def random_(module: nn.Module, seed: int, scale: float = 1.0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         with torch.no_grad():
-            if parameter.ndim > 1:
+            if parameter.numel() and parameter.ndim > 1:
                 parameter.normal_(0, scale / parameter[0].numel() ** 0.5, generator=generator)
             else:
                 # the weight of a norm, or a bias

@@ -17,7 +17,7 @@ from torch.nn import functional
 import tiny
 from hasten import accelerate
 from hasten.caching.branches import BranchSite
-from hasten.caching.joins import Tracer
+from hasten.caching.joins import JoinTracer
 from hasten.caching.policies import quadratic_steps
 from hasten.caching.sites import MisfitError, UnfitError
 from hasten.caching.trees import fresh
@@ -206,7 +206,7 @@ def test_where_no_deep_side_can_be_cut_off_the_step_is_computed_and_the_reason_t
 
 
 def test_joins_are_counted_from_the_shallowest(unet: Any) -> None:
-    tracer = Tracer(unet, 0)
+    tracer = JoinTracer(unet, 0)
     with torch.no_grad(), tracer:
         result = unet(*call())
     tracer.returned(result)

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hasten.caching.joins import Tracer
-from hasten.caching.sites import Blanks, Call, SpanSite, Values
+from hasten.caching.joins import JoinTracer
+from hasten.caching.sites import Blanks, Call, MisfitError, SpanSite, Values
+from hasten.caching.tracing import UntraceableError, follow
+from hasten.caching.trees import fresh
 
 
 class BranchSite(SpanSite):
@@ -31,12 +33,22 @@ class BranchSite(SpanSite):
         self._least = least
 
     def _watch(
-        self, sort: object, inner: Call, args: Any, kwargs: Any, blanks: Blanks, dtype: torch.dtype | None
+        self,
+        sort: object,
+        inner: Call,
+        args: Any,
+        kwargs: Any,
+        spare: tuple[Any, Any],
+        blanks: Blanks,
+        dtype: torch.dtype | None,
     ) -> tuple[Any, Values]:
-        tracer = Tracer(self._model, self._branch)
-        with tracer:
-            result = inner(*args, **kwargs)
-        tracer.returned(result)
+        tracer = JoinTracer(self._model, self._branch)
+        again = fresh(spare)
+        try:
+            result = follow(tracer, inner, args, kwargs)
+        except UntraceableError as error:
+            self._plans[sort] = str(error)
+            raise MisfitError(str(error), inner(*again[0], **again[1])) from error
         wiring, seen, value = tracer.wiring(self._least)
         self._adopt(sort, wiring, seen, blanks, result)
         if value is None:

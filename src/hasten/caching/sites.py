@@ -13,8 +13,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from hasten.caching.interleaved import StackTracer
 from hasten.caching.midway import EnoughError, Question
 from hasten.caching.patching import CALL, Tap, is_compiled
+from hasten.caching.tracing import UntraceableError, follow
 from hasten.caching.trees import Meta, fresh, numbered, replace, tensors
 from hasten.caching.wiring import Slot, Span, Stream, Watcher, Wiring, arguments, repeated_blocks
 
@@ -245,7 +247,8 @@ class SpanSite:
             raise UnfitError(plan)
         spare = None if sort in self._checked else fresh((args, kwargs))
         if plan is None:
-            result, values = self._watch(sort, inner, args, kwargs, blanks, dtype)
+            assert spare is not None  # what was checked is known
+            result, values = self._watch(sort, inner, args, kwargs, spare, blanks, dtype)
         elif not keep:
             return inner(*args, **kwargs), ()
         else:
@@ -253,7 +256,7 @@ class SpanSite:
             result = self._run(live, inner, args, kwargs)
             if not live.complete:
                 # The model went another way through its blocks than when it was watched: watch again.
-                del self._plans[sort]
+                self._unlearn(sort)
                 return result, ()
             values = tuple(live.values)
         if values and spare is not None:
@@ -297,8 +300,12 @@ class SpanSite:
         if live.left and not live.complete:
             raise UnfitError(_OTHER_BLOCKS)
         if not live.complete:
-            del self._plans[sort]
+            self._unlearn(sort)
         return Decided(result, tuple(live.values) if keep and live.complete and not live.left else (), not live.left)
+
+    def _unlearn(self, sort: object) -> None:
+        del self._plans[sort]
+        self._checked.discard(sort)
 
     def _run(self, live: _Computing | _Skipping, inner: Call, args: Any, kwargs: Any) -> Any:
         self._live = live
@@ -308,15 +315,28 @@ class SpanSite:
             self._live = None
 
     def _watch(
-        self, sort: object, inner: Call, args: Any, kwargs: Any, blanks: Blanks, dtype: torch.dtype | None
+        self,
+        sort: object,
+        inner: Call,
+        args: Any,
+        kwargs: Any,
+        spare: tuple[Any, Any],
+        blanks: Blanks,
+        dtype: torch.dtype | None,
     ) -> tuple[Any, Values]:
+        """Learn how the blocks hang together while the step is computed.
+
+        Args:
+            spare: the arguments once more: some models take something out of the lists that they are given.
+        """
         watcher = Watcher(repeated_blocks(self._model), *self._keep)
         with watcher:
             result = inner(*args, **kwargs)
         watcher.returned(result)
         wiring = watcher.verified if self._verifies else watcher.wiring
-        if self._absolute:
-            wiring = _absolute(wiring)
+        if not wiring.spans and wiring.interleaved and not self._verifies:
+            return result, self._trace(sort, inner, spare, blanks, dtype, result)
+        wiring = self._fit(wiring)
         self._adopt(sort, wiring, watcher.blanks, blanks, result)
         values: list[Tensor] = []
         for span in wiring.spans:
@@ -327,7 +347,38 @@ class SpanSite:
             values += _changes(span, _bases(span, first_args, first_kwargs), left, dtype)
         return result, tuple(values)
 
-    def _adopt(self, sort: object, wiring: Wiring, seen: Blanks, blanks: Blanks, result: Any) -> None:
+    def _trace(
+        self,
+        sort: object,
+        inner: Call,
+        spare: tuple[Any, Any],
+        blanks: Blanks,
+        dtype: torch.dtype | None,
+        result: Any,
+    ) -> Values:
+        """Look more closely: compute the step once more, followed operation by operation, and again for its values."""
+        tracer = StackTracer(self._model, *self._keep)
+        args, kwargs = fresh(spare)
+        try:
+            follow(tracer, inner, args, kwargs)
+        except UntraceableError as error:
+            self._plans[sort] = str(error)
+            raise MisfitError(str(error), result) from error
+        wiring, seen = tracer.wiring()
+        plan = self._adopt(sort, self._fit(wiring), seen, blanks, result)
+        args, kwargs = fresh(spare)
+        live = _Computing(plan, blanks, dtype)
+        self._run(live, inner, args, kwargs)
+        return tuple(live.values) if live.complete else ()
+
+    def _fit(self, wiring: Wiring) -> Wiring:
+        if self._absolute:
+            return _absolute(wiring)
+        if any(stream.into is not None for span in wiring.spans for stream in span.streams) or not wiring.spans:
+            return wiring
+        return Wiring(wiring.sequence, (), "nothing that enters its stack of blocks comes out of it again")
+
+    def _adopt(self, sort: object, wiring: Wiring, seen: Blanks, blanks: Blanks, result: Any) -> _Plan:
         """Lay out what was learned of a sort of call, and put taps on what it leaves out."""
         if not wiring.spans:
             self._plans[sort] = wiring.reason
@@ -338,6 +389,7 @@ class SpanSite:
                 self._tap(role.module)
             if role.position in seen:
                 blanks[role.position] = seen[role.position]
+        return plan
 
     def _check(
         self, sort: object, inner: Call, args: Any, kwargs: Any, blanks: Blanks, result: Any, values: Values

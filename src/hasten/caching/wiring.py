@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
@@ -38,8 +38,8 @@ METADATA = frozenset(
 )
 
 # Smaller stacks beside the main one (text refiners and the like) are cheap to run and dear to store.
-_WORTH = 0.2
-_MOST_SPANS = 4
+WORTH = 0.2
+MOST_SPANS = 4
 # Where less of the blocks can be left out than this, a skipped step saves too little: predict the output instead.
 ENOUGH = 0.75
 
@@ -81,6 +81,7 @@ class Wiring:
         sequence: the blocks in the order of their calls.
         spans: the pieces to leave out, in order; empty where there are none.
         reason: why there are none.
+        interleaved: there may be some for whoever looks more closely.
         written: positions of calls whose results somebody writes into.
     """
 
@@ -88,6 +89,7 @@ class Wiring:
     spans: tuple[Span, ...]
     reason: str = ""
     written: frozenset[int] = frozenset()
+    interleaved: bool = False
 
 
 @dataclass
@@ -108,12 +110,14 @@ class _Call:
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """The members of the model's outermost module lists: what it calls in a row, one after another."""
-    found: list[nn.Module] = []
+    return [block for blocks in block_lists(model) for block in blocks]
+
+
+def block_lists(model: nn.Module) -> list[list[nn.Module]]:
+    """The model's outermost module lists."""
+    found: list[list[nn.Module]] = []
     for child in model.children():
-        if isinstance(child, nn.ModuleList):
-            found += _members(child)
-        else:
-            found += repeated_blocks(child)
+        found += [_members(child)] if isinstance(child, nn.ModuleList) else block_lists(child)
     return found
 
 
@@ -264,7 +268,7 @@ class Watcher(TorchFunctionMode):
             return Wiring(sequence, spans)
         if pieces:
             return Wiring(sequence, (), f"no block is left between the first {self._keep[0]} and last {self._keep[1]}")
-        return Wiring(sequence, (), "something reads or changes what passes between its blocks")
+        return Wiring(sequence, (), "something reads or changes what passes between its blocks", interleaved=True)
 
     @property
     def verified(self) -> Wiring:
@@ -293,11 +297,12 @@ class Watcher(TorchFunctionMode):
             if last > first:
                 pieces.append((self._entrance(first, last), last))
             first = last + 1
-        weights = {piece: _parameters(self._calls[piece[0] : piece[1] + 1]) for piece in pieces}
+        modules = [call.module for call in self._calls]
+        weights = {piece: parameters(modules[piece[0] : piece[1] + 1]) for piece in pieces}
         heaviest = max(weights.values(), default=0)
-        pieces = [piece for piece in pieces if weights[piece] >= _WORTH * heaviest]
-        enough = sum(weights[piece] for piece in pieces) >= ENOUGH * _parameters(self._calls)
-        return pieces if enough and len(pieces) <= _MOST_SPANS else []
+        pieces = [piece for piece in pieces if weights[piece] >= WORTH * heaviest]
+        enough = sum(weights[piece] for piece in pieces) >= ENOUGH * parameters(modules)
+        return pieces if enough and len(pieces) <= MOST_SPANS else []
 
     def _entrance(self, first: int, last: int) -> int:
         """The earliest call of a stack by which all streams that leave it have entered.
@@ -367,9 +372,9 @@ class Watcher(TorchFunctionMode):
         return pairs
 
 
-def _parameters(calls: Sequence[_Call]) -> int:
-    modules = dict.fromkeys(call.module for call in calls)
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+def parameters(modules: Iterable[nn.Module]) -> int:
+    """How many parameters some modules have, each counted once."""
+    return sum(parameter.numel() for module in dict.fromkeys(modules) for parameter in module.parameters())
 
 
 def _version(tensor: Tensor) -> int:
