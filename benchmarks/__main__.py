@@ -12,7 +12,7 @@ from pathlib import Path
 import diffusers
 import torch
 
-from benchmarks import bench, bench_check, methods, predictors, step_cost
+from benchmarks import bench, bench_check, coverage, methods, predictors, step_cost
 
 TABLES = {
     "step-cost": step_cost.table,
@@ -21,8 +21,10 @@ TABLES = {
     "bench": bench.table,
     "bench-overhead": bench_check.overhead,
     "bench-unchanged": bench_check.unchanged,
+    "coverage": coverage.table,
 }
 PROMPTS = {"bench": 5, "bench-overhead": 3, "bench-unchanged": 2}  # 20 of the others
+UNMEASURED = {"coverage"}
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -40,7 +42,9 @@ def main() -> None:
     for name in arguments.tables or TABLES:
         prompts = arguments.prompts or PROMPTS.get(name, 20)
         text = TABLES[name](arguments.model, prompts)
-        command = f"python -m benchmarks {name} --model {arguments.model} --prompts {prompts}"
+        command = f"python -m benchmarks {name}"
+        if name not in UNMEASURED:
+            command += f" --model {arguments.model} --prompts {prompts}"
         text = f"{text}\n\n`{command}`, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}, {machine()}\n"
         print(text, flush=True)
         if arguments.docs:

@@ -13,6 +13,9 @@ from hasten.errors import CacheError
 
 # What a denoiser's forward calls the noise level it is given. Nothing but a denoiser, and what steers one, takes one.
 _TIMESTEP = ("timestep", "timesteps", "t", "sigma", "sigmas", "timestep_ratio")
+_TIMESTEP_ENDS = ("_timestep", "_timesteps", "_time")  # for one of several modalities
+# What pipelines call a denoiser that takes no noise level at all: it reads it from the masked tokens.
+_DENOISER = ("transformer", "unet")
 _STEERING = ("controlnet", "adapter", "vae", "encoder", "embed", "guider")
 
 
@@ -41,6 +44,10 @@ def ports_of(target: Any) -> Iterator[Port]:
             if timestep is not None:
                 found = True
                 yield Port(name, component, timestep)
+    for name in _DENOISER if not found else ():
+        if isinstance(components.get(name), nn.Module):
+            found = True
+            yield Port(name, components[name], lambda args, kwargs: None)
     if not found:
         names = ", ".join(name for name, part in components.items() if isinstance(part, nn.Module)) or "no modules"
         raise CacheError(
@@ -56,6 +63,7 @@ def _timestep_of(module: nn.Module) -> Callable[[Any, Any], object] | None:
     signatures = [list(inspect.signature(forward).parameters) for forward in (module.forward, type(module).forward)]
     signatures[1] = signatures[1][1:]  # self
     found = [(name, names.index(name)) for names in signatures for name in _TIMESTEP if name in names]
+    found += [(name, names.index(name)) for names in signatures for name in names if name.endswith(_TIMESTEP_ENDS)]
     if not found:
         return None
     name, position = found[0]

@@ -50,7 +50,7 @@ class BranchSite(SpanSite):
             self._plans[sort] = str(error)
             raise MisfitError(str(error), inner(*again[0], **again[1])) from error
         wiring, seen, value = tracer.wiring(self._least)
-        self._adopt(sort, wiring, seen, blanks, result)
+        plan = self._adopt(sort, wiring, seen, blanks, result)
         if value is None:
-            return result, ()  # the next computed step will be the first snapshot
+            return result, self._values(plan, inner, spare, blanks, dtype)
         return result, (value.detach().to(dtype or value.dtype, copy=True),)

@@ -337,12 +337,12 @@ class SpanSite:
         if not wiring.spans and wiring.interleaved and not self._verifies:
             return result, self._trace(sort, inner, spare, blanks, dtype, result)
         wiring = self._fit(wiring)
-        self._adopt(sort, wiring, watcher.blanks, blanks, result)
+        plan = self._adopt(sort, wiring, watcher.blanks, blanks, result)
         values: list[Tensor] = []
         for span in wiring.spans:
             ends = watcher.ends_of(span)
             if ends is None or span.last not in blanks:
-                return result, ()  # the next computed step will be the first snapshot
+                return result, self._values(plan, inner, spare, blanks, dtype)
             first_args, first_kwargs, left = ends
             values += _changes(span, _bases(span, first_args, first_kwargs), left, dtype)
         return result, tuple(values)
@@ -356,7 +356,7 @@ class SpanSite:
         dtype: torch.dtype | None,
         result: Any,
     ) -> Values:
-        """Look more closely: compute the step once more, followed operation by operation, and again for its values."""
+        """Look more closely: compute the step once more, followed operation by operation."""
         tracer = StackTracer(self._model, *self._keep)
         args, kwargs = fresh(spare)
         try:
@@ -366,6 +366,12 @@ class SpanSite:
             raise MisfitError(str(error), result) from error
         wiring, seen = tracer.wiring()
         plan = self._adopt(sort, self._fit(wiring), seen, blanks, result)
+        return self._values(plan, inner, spare, blanks, dtype)
+
+    def _values(
+        self, plan: _Plan, inner: Call, spare: tuple[Any, Any], blanks: Blanks, dtype: torch.dtype | None
+    ) -> Values:
+        """What is to be stored, where it was not held while the step was computed: compute it once more."""
         args, kwargs = fresh(spare)
         live = _Computing(plan, blanks, dtype)
         self._run(live, inner, args, kwargs)

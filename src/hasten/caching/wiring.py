@@ -153,7 +153,7 @@ class Watcher(TorchFunctionMode):
         self._taps: list[Tap] = []
         # What the values of a span are made of, so that the watched call itself can be the first snapshot. Only the
         # places where something enters and the ends of chains are held: what passes in between is free to go.
-        self._seen: set[int] = set()
+        self._seen: dict[int, weakref.ref[Tensor]] = {}
         self._since_start = 0
         self._entered: dict[int, tuple[Sequence[Any], dict[str, Any]]] = {}
         self._left: dict[int, Any] = {}
@@ -198,6 +198,10 @@ class Watcher(TorchFunctionMode):
         found = self._owners.get(id(tensor))
         return found[1:] if found is not None and found[0]() is tensor else None
 
+    def _was_seen(self, tensor: Tensor) -> bool:
+        found = self._seen.get(id(tensor))  # of a tensor that is gone another may have the number
+        return found is not None and found() is tensor
+
     def _around(self, block: nn.Module) -> Callable[[Callable[..., Any], Any, Any], Any]:
         def around(inner: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             if self._depth:
@@ -224,8 +228,8 @@ class Watcher(TorchFunctionMode):
         for slot, value in arguments(args, kwargs):
             if isinstance(value, Tensor):
                 call.inputs[slot] = Meta.of(value)
-                enters = enters or (self._owner(value) is None and id(value) not in self._seen)
-                self._seen.add(id(value))
+                enters = enters or (self._owner(value) is None and not self._was_seen(value))
+                self._seen[id(value)] = weakref.ref(value)
             for tensor in tensors(value):
                 owner = self._owner(tensor)
                 if owner is not None:
