@@ -14,9 +14,10 @@ from hasten.caching.adaptive import Adaptive, Table
 from hasten.caching.cache import Cache
 from hasten.caching.clock import Clock
 from hasten.caching.figures import Figures, figures_for
-from hasten.caching.methods import FIXED, Settings, resolve_all
 from hasten.caching.policies import Decision, Policy, interval
+from hasten.caching.settings import Settings, resolve_all
 from hasten.caching.stack import Stack
+from hasten.caching.vocabulary import FIXED
 from hasten.calibration.store import Shelf
 from hasten.errors import CacheError
 from hasten.plan import Plan

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import tiny
 from hasten.caching.interleaved import StackTracer
-from hasten.caching.sites import MisfitError, SpanSite, UnfitError
+from hasten.caching.sites import MisfitError, UnfitError
+from hasten.caching.spans import SpanSite
 from hasten.caching.tracing import UntraceableError, follow
 
 X = tiny.noise(1, 6, 8)

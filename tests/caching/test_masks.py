@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.caching.masks import BinsName, binned, geometric, widening
-from hasten.caching.methods import resolve
 from hasten.caching.policies import planned
+from hasten.caching.settings import resolve
 
 NAMES: tuple[BinsName, ...] = ("slow", "medium", "fast", "ultra")
 

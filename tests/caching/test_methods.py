@@ -9,8 +9,9 @@ from typing import get_args
 import pytest
 
 from hasten.caching import fits, predictors
-from hasten.caching.methods import METHODS, resolve
+from hasten.caching.methods import METHODS
 from hasten.caching.prediction import KINDS, Moment
+from hasten.caching.settings import resolve
 from hasten.errors import PlanError
 from hasten.plan import Cache
 

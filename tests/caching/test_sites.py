@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import tiny
 from hasten import accelerate
-from hasten.caching.sites import MisfitError, OutputSite, SpanSite, UnfitError
+from hasten.caching.sites import MisfitError, OutputSite, UnfitError
+from hasten.caching.spans import SpanSite
 from hasten.caching.trees import Meta, replace, tensors
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hasten.caching.methods import SiteName
+from hasten.caching.vocabulary import SiteName
 from hasten.errors import HastenError, PlanError
 from hasten.plan import Cache, Generation, Plan, build_plan, load_plan, preset_names
 from hasten.plan.messages import ALSO_KNOWN_AS, dotted_keys

@@ -3,10 +3,12 @@
 Three small parts make a method: a *policy* (compute or skip, once per step), a *predictor* (weights over the last
 computed snapshots) and a *site* (what is left out, and where the stand-in is read and written).
 
-Files: `clock` (run, step, sigma), `wiring` (how a model's blocks hang together, learned by watching), `sites`,
-`policies`, `predictors`, `snapshots`, `budget` (their ceiling), `methods` (names and defaults), `denoiser`, `cache`
-(the engine), `report`; `patching` and `trees` are tools. `helpers` (with `blockwise` and `published`) has AngelSlim's
-interface for lists of blocks.
+Files: `vocabulary`, `methods` and `settings` (names, their defaults, and a plan's sections filled with them); `clock`
+(run, step, sigma); `policies`, `masks` and `adaptive` (when), `signals`, `midway` and `figures` (by what they decide);
+`predictors`, `fits`, `bands` and `prediction` (how); `sites`, `spans`, `passage`, `branches`, `modules` and `guidance`
+(where), `wiring`, `joins`, `tracing`, `interleaved` and `parts` (how a model hangs together, learned by watching);
+`snapshots` and `budget` (what is stored); `denoiser`, `cache` (the engine of a layer), `stack` and `report`; `patching`
+and `trees` are tools. `helpers` (with `blockwise` and `published`) has AngelSlim's interface for lists of blocks.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hasten.caching.helpers import CacheHelper, DeepCacheHelper, TaylorCacheHelper, TeaCacheHelper
-    from hasten.caching.methods import METHODS, Method, Settings, resolve
+    from hasten.caching.methods import METHODS, Method
     from hasten.caching.report import BranchRow, Report, StepRow
+    from hasten.caching.settings import Settings, resolve
 
 __all__ = [
     "METHODS",
@@ -36,7 +39,8 @@ __all__ = [
 # A name is imported when it is first used: the command line reads the methods without torch.
 _HOME = {
     **dict.fromkeys(("CacheHelper", "DeepCacheHelper", "TaylorCacheHelper", "TeaCacheHelper"), "helpers"),
-    **dict.fromkeys(("METHODS", "Method", "Settings", "resolve"), "methods"),
+    **dict.fromkeys(("METHODS", "Method"), "methods"),
+    **dict.fromkeys(("Settings", "resolve"), "settings"),
     **dict.fromkeys(("BranchRow", "Report", "StepRow"), "report"),
 }
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from hasten.caching.joins import JoinTracer
-from hasten.caching.sites import Blanks, Call, MisfitError, SpanSite, Values
+from hasten.caching.sites import Blanks, Call, MisfitError, Values
+from hasten.caching.spans import SpanSite
 from hasten.caching.tracing import UntraceableError, follow
 from hasten.caching.trees import fresh
 

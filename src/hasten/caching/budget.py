@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hasten.caching.methods import Settings, SiteName, StoreDtype
+from hasten.caching.settings import Settings
 from hasten.caching.snapshots import History
+from hasten.caching.vocabulary import SiteName, StoreDtype
 
 MIB = 2**20
 _FORMATS: dict[StoreDtype, torch.dtype | None] = {

@@ -13,7 +13,6 @@ from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from hasten.caching.bands import LowBand, grids_of
@@ -21,16 +20,18 @@ from hasten.caching.budget import Budget
 from hasten.caching.clock import Clock
 from hasten.caching.denoiser import Branch, Denoiser, Port
 from hasten.caching.figures import ByBranch, figures_for
-from hasten.caching.methods import FIXED, MIDWAY, WITHIN, Settings
 from hasten.caching.midway import NowhereError, Question
 from hasten.caching.policies import Decision, between, every_step, needed
 from hasten.caching.prediction import Moment
 from hasten.caching.report import Book, Report
+from hasten.caching.serving import Forecast, signature_of
+from hasten.caching.settings import Settings
 from hasten.caching.signals import Gauge, observed
-from hasten.caching.sites import Call, MisfitError, OutputSite, Predict, Site, SpanSite, UnfitError
+from hasten.caching.sites import Call, MisfitError, OutputSite, Predict, Site, UnfitError
 from hasten.caching.snapshots import conditional_rows, mean_rows
+from hasten.caching.spans import SpanSite
 from hasten.caching.trees import fresh
-from hasten.caching.wiring import arguments
+from hasten.caching.vocabulary import FIXED, MIDWAY, WITHIN
 from hasten.errors import CacheError
 
 FiguresOf = Callable[[Port], tuple[ByBranch, str]]
@@ -169,7 +170,7 @@ class Cache:
         if not self._stores or self._idle:
             return Served(inner(*args, **kwargs), True, plan.reason)
         assert self.settings is not None
-        half, signature = denoiser.port.half, _signature(args, kwargs)
+        half, signature = denoiser.port.half, signature_of(args, kwargs)
         if branch.signatures.get(half, signature) != signature:
             branch.forget("its input has another shape")
         branch.signatures[half] = signature
@@ -244,7 +245,7 @@ class Cache:
         site = branch.site if len(branch.history) else denoiser.site(budget.site, settings)
         assert isinstance(site, (OutputSite, SpanSite))  # the plan was checked
         spare = fresh((args, kwargs))
-        forecast = _Forecast(partial(self._prediction, denoiser, branch, args, kwargs))
+        forecast = Forecast(partial(self._prediction, denoiser, branch, args, kwargs))
         try:
             result, values, computed = site.decide(
                 through, args, kwargs, branch.blanks, budget.dtype, forecast, question, keep=keep
@@ -496,38 +497,3 @@ class Cache:
             reasons = ", ".join(f"{count} for {why}" for why, count in self._book.reasons().items())
             return f"a run this short has no step to skip ({reasons})"
         return ""
-
-
-class _Forecast:
-    """A prediction that is worked out when it is first needed: in the middle of a call more is known than before it.
-
-    Attributes:
-        used: a word on what it was made of; empty if it was not needed.
-    """
-
-    def __init__(self, make: Callable[[], tuple[Predict, str]]) -> None:
-        self._make = make
-        self._predict: Predict | None = None
-        self.used = ""
-
-    def __call__(self, slot: int, base: Tensor | None, dtype: torch.dtype) -> Tensor:
-        if self._predict is None:
-            self._predict, self.used = self._make()
-        return self._predict(slot, base, dtype)
-
-
-def _signature(args: Any, kwargs: Any) -> object:
-    """What has to be the same in two calls for the values of one to stand in for those of the other."""
-    return tuple((slot, _mark(value)) for slot, value in arguments(args, kwargs))
-
-
-def _mark(value: Any) -> object:
-    if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.device
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_mark, value))
-    if isinstance(value, dict):
-        return tuple((key, _mark(inner)) for key, inner in value.items())
-    return type(value)

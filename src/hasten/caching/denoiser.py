@@ -12,14 +12,16 @@ from torch import nn
 
 from hasten.caching.branches import BranchSite
 from hasten.caching.guidance import GuidanceSite
-from hasten.caching.methods import Settings, SiteName
 from hasten.caching.midway import Probe
 from hasten.caching.modules import PARTS, ModulesSite
 from hasten.caching.patching import CALL, Tap
 from hasten.caching.policies import Decision
+from hasten.caching.settings import Settings
 from hasten.caching.signals import Gauge, latent_of
-from hasten.caching.sites import LatentSite, OutputSite, Site, SpanSite
+from hasten.caching.sites import LatentSite, OutputSite, Site
 from hasten.caching.snapshots import History
+from hasten.caching.spans import SpanSite
+from hasten.caching.vocabulary import SiteName
 from hasten.caching.wiring import ENOUGH
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hasten.caching.methods import SignalName
 from hasten.caching.patching import CALL, Tap
 from hasten.caching.trees import tensors
+from hasten.caching.vocabulary import SignalName
 from hasten.caching.wiring import Slot, Watcher, arguments, repeated_blocks
 
 Timestep = Callable[[Any, Any], object]

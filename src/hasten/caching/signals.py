@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from hasten.caching.adaptive import Observed
 from hasten.caching.figures import Figures
-from hasten.caching.methods import Settings
 from hasten.caching.policies import Decision
+from hasten.caching.settings import Settings
 from hasten.caching.snapshots import History
 from hasten.caching.trees import tensors
 

@@ -17,8 +17,8 @@ from hasten.caching.cache import Cache, FiguresOf
 from hasten.caching.clock import Clock
 from hasten.caching.denoiser import Port
 from hasten.caching.guidance_layer import GuidanceCache
-from hasten.caching.methods import Settings
 from hasten.caching.report import Book, Report
+from hasten.caching.settings import Settings
 from hasten.caching.sites import Call
 
 

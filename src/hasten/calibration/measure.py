@@ -15,8 +15,8 @@ from hasten.caching.adaptive import Adaptive, Observed
 from hasten.caching.cache import Cache
 from hasten.caching.clock import Clock
 from hasten.caching.figures import Figures
-from hasten.caching.methods import Settings, resolve
 from hasten.caching.policies import Decision
+from hasten.caching.settings import Settings, resolve
 from hasten.caching.stack import Stack
 from hasten.calibration.fit import fit
 from hasten.calibration.key import key_of

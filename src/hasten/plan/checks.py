@@ -48,7 +48,7 @@ def cross_check(plan: Plan, *, steps: int | None, unknown: Collection[str] = ())
 
 def _method(plan: Plan) -> Iterator[Conflict]:
     """What the methods themselves cannot take, their own defaults considered."""
-    from hasten.caching.methods import resolve_all
+    from hasten.caching.settings import resolve_all
 
     try:
         resolve_all(plan.cache)
@@ -134,7 +134,8 @@ _TAKES: dict[str, frozenset[str]] = {
 
 
 def _policy(cache: Cache, steps: int | None) -> Iterator[Conflict]:
-    from hasten.caching.methods import METHODS, policy_of
+    from hasten.caching.methods import METHODS
+    from hasten.caching.settings import policy_of
 
     policy = policy_of(cache)
     own = cache.policy is None and policy == METHODS[cache.method].policy

@@ -8,7 +8,7 @@ from hasten.plan.checks import cross_check
 from hasten.plan.schema import DEFERRED, Cache, Plan, dump
 
 if TYPE_CHECKING:
-    from hasten.caching.methods import Settings
+    from hasten.caching.settings import Settings
 
 
 def resolved_dict(plan: Plan, *, wishes: bool = False) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def resolved_dict(plan: Plan, *, wishes: bool = False) -> dict[str, Any]:
         HastenError: if the method cannot take these settings.
     """
     # Imported here: plan knows nothing of methods when it is only read, and `hasten --help` stays quick.
-    from hasten.caching.methods import expand, layers_of
+    from hasten.caching.settings import expand, layers_of
 
     values = plan.to_dict()
     sections: list[dict[str, Any]] = []

@@ -1,0 +1,437 @@
+"""Settings: a plan's cache sections with every field filled from their methods, or the reason why that cannot be.
+
+No torch in here: the command line checks plans with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hasten.caching import masks, policies
+from hasten.caching.adaptive import (
+    Accumulate,
+    Adaptive,
+    Codebook,
+    Compare,
+    Lacking,
+    Table,
+    Verify,
+    polynomial,
+    stretched,
+)
+from hasten.caching.figures import Figures
+from hasten.caching.methods import METHODS, Method
+from hasten.caching.prediction import KINDS, Prediction, PredictorName
+from hasten.caching.vocabulary import (
+    FIXED,
+    FROM_OUTSIDE,
+    MIDWAY,
+    RIVALS,
+    UNDECIDED,
+    PolicyName,
+    SignalName,
+    SiteName,
+    StoreDtype,
+)
+from hasten.errors import CacheError
+
+if TYPE_CHECKING:
+    from hasten.plan import Cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Prediction):
+    """A cache section with every field filled.
+
+    Attributes:
+        site_given: the site was asked for, by its name or by that of a method which it makes up, so that another one in
+            its place would be no favour.
+        span: so many first and so many last blocks keep running (sites `span` and `last_block`).
+        branch: the skip connection that the deep part of a UNet is cut off at (site `unet_branch`).
+        mask: the computed steps one by one, in place of interval and first_enhance.
+        codebook: of policy codebook.
+        decay: of policy verify.
+        rescaled: not the signal is summed but what a polynomial makes of it.
+        calibration: the file with the figures that this `needs`; None to look where they are kept.
+        probe: so many blocks run before a signal in the middle of the call is measured.
+        budget, bins, window, growth: of the policies `geometric`, `bins` and `window`.
+        center, power: where the computed steps of a run gather, and how closely; None where they are spread evenly.
+        snapshots: how many computed values are kept.
+        size: the ceiling for all snapshots in MiB; None for no ceiling.
+    """
+
+    method: str
+    policy: PolicyName
+    interval: int | None
+    first_enhance: int
+    cooldown: int
+    retention: float
+    mask: tuple[int, ...] | None
+    bins: masks.BinsName | None
+    budget: int | None
+    window: float
+    growth: float
+    signal: SignalName | None
+    threshold: float | None
+    max_skips: int | None
+    max_total_skips: int | None
+    max_drift: float | None
+    polynomial: tuple[float, ...] | None
+    rescaled: bool
+    codebook: tuple[tuple[float, int], ...] | None
+    ratios: tuple[float, ...] | None
+    calibration: Path | None
+    decay: float
+    branches: Literal["shared", "own"]
+    center: int | None
+    power: float | None
+    site: SiteName
+    site_given: bool
+    span: tuple[int, int]
+    branch: int
+    probe: int
+    snapshots: int
+    size: float | None
+    store_dtype: StoreDtype
+    timesteps: tuple[float, float] | None
+    gate_step: int | None
+    fi_interval: int | None
+    gains: tuple[float, float]
+    low_timesteps: tuple[float, float]
+    high_timesteps: tuple[float, float]
+    conditional_only: bool
+    halves: Literal["conditional", "mean"]
+
+    @property
+    def steps(self) -> Callable[[int], tuple[int, ...]] | None:
+        """The steps to compute, given the number of steps, where the policy is such a mask."""
+        if self.bins is not None:
+            return partial(masks.binned, name=self.bins)
+        if self.policy == "geometric":
+            assert self.budget is not None
+            return partial(masks.geometric, budget=self.budget, power=self.power)
+        if self.policy == "window":
+            return partial(masks.widening, first=self.window, growth=self.growth, warm=self.first_enhance)
+        return None
+
+    @property
+    def fixed(self) -> policies.Policy:
+        """Compute or skip, as a function of the step's index and the run's length.
+
+        Of an adaptive policy these are the steps that are computed in any case; at the others it decides.
+        """
+        if self.mask is not None:
+            return partial(policies.mask, computed=frozenset(self.mask), cooldown=self.cooldown)
+        if self.steps is not None:
+            return partial(policies.planned, steps=cache(self.steps), cooldown=self.cooldown)
+        if self.policy == "gate":
+            assert self.gate_step is not None
+            return partial(
+                policies.gate,
+                gate_step=self.gate_step,
+                interval=self.interval,
+                after=self.fi_interval,
+                first_enhance=self.first_enhance,
+            )
+        if self.interval == 1:
+            return policies.every_step
+        if self.interval is not None and self.center is not None and self.power is not None:
+            return partial(
+                policies.quadratic,
+                every=self.interval,
+                center=self.center,
+                power=self.power,
+                first_enhance=self.first_enhance,
+                cooldown=self.cooldown,
+            )
+        return partial(
+            policies.interval,
+            interval=self.interval,
+            first_enhance=self.first_enhance,
+            cooldown=self.cooldown,
+            retention=self.retention,
+        )
+
+    @property
+    def signal_text(self) -> str:
+        """The signal in words, as the report shows it."""
+        if self.policy == "verify":
+            return f"error of the draft (each against {self.threshold:g})"
+        if self.signal is None or self.threshold is None:
+            return ""
+        how = "its sum" if self.policy == "accumulate" else "each"
+        rescaled = "rescaled, " if self.rescaled or self.polynomial is not None else ""
+        return f"{self.signal} ({rescaled}{how} against {self.threshold:g})"
+
+    @property
+    def needs(self) -> Literal["ratios", "polynomial"] | None:
+        """The figures that have to be measured, because the plan does not give them."""
+        if self.policy == "table" and self.ratios is None:
+            return "ratios"
+        return "polynomial" if self.rescaled and self.polynomial is None else None
+
+    def adaptive(self, sigmas: Sequence[float], figures: Figures | None = None, lacking: str = "") -> Adaptive | None:
+        """A policy with state, for one run of one denoiser; None where `fixed` says it all.
+
+        Args:
+            sigmas: the noise levels of the run's steps; empty where they are not known beforehand.
+            figures: what was measured, where this `needs` it.
+            lacking: why there are none.
+        """
+        limits = (self.fixed, self.max_skips, self.max_total_skips)
+        if self.needs is not None and (figures is None or not getattr(figures, self.needs)):
+            return Lacking(*limits, lacking or f"the calibration has no {self.needs}")
+        if self.policy == "table":
+            assert self.threshold is not None
+            if self.ratios is not None:
+                ratios = stretched(self.ratios, len(sigmas) or len(self.ratios))
+            else:
+                assert figures is not None
+                ratios = figures.ratios_at(sigmas)
+            return Table(*limits, ratios, self.threshold)
+        if self.policy == "verify":
+            assert self.threshold is not None
+            return Verify(*limits, self.threshold, self.decay)
+        if self.policy == "codebook":
+            assert self.codebook is not None
+            return Codebook(*limits, self.codebook)
+        if self.policy == "compare":
+            assert self.threshold is not None
+            return Compare(*limits, self.threshold, self.max_drift)
+        if self.policy == "accumulate":
+            assert self.threshold is not None
+            rescale: Callable[[float], float] | None = None
+            if self.polynomial is not None:
+                rescale = partial(polynomial, self.polynomial)
+            elif self.rescaled and figures is not None:
+                rescale = figures.rescale
+            return Accumulate(*limits, self.threshold, rescale)
+        return None
+
+    def guidance_gains(self, timesteps: Sequence[float | None]) -> tuple[float, float]:
+        """What the low and the high frequencies of the guidance's difference are multiplied with at a skipped step.
+
+        As FasterCache was published, the factor applies once for each skipped step within its timesteps.
+
+        Args:
+            timesteps: of the skipped steps since the last computed one, on the scale from 0 to 1000.
+        """
+        low = high = 1.0
+        for timestep in timesteps:
+            low *= self.gains[0] if _within(timestep, self.low_timesteps) else 1
+            high *= self.gains[1] if _within(timestep, self.high_timesteps) else 1
+        return low, high
+
+
+def _within(timestep: float | None, bounds: tuple[float, float]) -> bool:
+    return timestep is None or bounds[0] < timestep < bounds[1]
+
+
+def layers_of(cache: Cache) -> tuple[Method, ...]:
+    """The layers that a section stands for, each with its method's defaults.
+
+    Raises:
+        CacheError: the section names a site that the method has no layer for.
+    """
+    method = METHODS[cache.method]
+    if not method.layers:
+        return (method,)
+    layers = [layer for layer in method.layers if cache.drop_guidance is not False or layer.site != "guidance"]
+    if cache.site is None:
+        return tuple(layers)
+    found = tuple(layer for layer in layers if layer.site == cache.site)
+    if not found:
+        sites = ", ".join(layer.site for layer in layers)
+        raise CacheError(f"method {method.name!r} has no layer at site {cache.site!r}; its layers: {sites}")
+    return found
+
+
+def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
+    """Fill a cache section with its method's defaults.
+
+    Args:
+        cache: the section of a plan, or its keys.
+
+    Raises:
+        PlanError: a mapping that is no valid section.
+        CacheError: a combination that no method can take.
+    """
+    if isinstance(cache, Mapping):
+        from hasten.plan import load_plan
+
+        (cache,) = load_plan({"cache": dict(cache)}).caches
+    layers = layers_of(cache)
+    if len(layers) > 1:
+        raise CacheError(f"method {cache.method!r} has {len(layers)} layers; name the site of one of them")
+    return _settings(cache, layers[0])
+
+
+def _settings(cache: Cache, method: Method, share: int = 1) -> Settings:
+    """Fill a section with the defaults of one of its layers, which is given one part in `share` of its ceiling."""
+
+    cache = cache.model_copy(update=dict.fromkeys(method.deaf))
+
+    def given(name: str) -> Any:
+        value = getattr(cache, name)
+        return getattr(method, name) if value is None else value
+
+    policy = policy_of(cache)
+    if policy == "geometric" and cache.budget is None:
+        raise CacheError("policy 'geometric' needs cache.budget: how many steps to compute")
+    if policy == "bins" and cache.bins is None:
+        raise CacheError("policy 'bins' needs cache.bins: slow, medium, fast or ultra")
+    predictor: PredictorName = given("predictor")
+    kind = KINDS[predictor]
+    own = predictor == method.predictor
+    # A method's own numbers are those of its own predictor.
+    wanted = (cache.order, method.order if own else None, kind.order) if "order" in kind.takes else (kind.order,)
+    order = next(degree for degree in wanted if degree is not None)
+    low_order = cache.low_order if cache.low_order is not None or not own else method.low_order
+    degree = max(order, low_order or 0)
+    least, usual = kind.least or degree + 1, kind.usual or degree + 1
+    snapshots = cache.snapshots or (method.snapshots if own else None) or usual
+    if snapshots < least:
+        what = f"order {degree}" if kind.least is None else f"predictor {predictor!r}"
+        raise CacheError(f"{what} needs {least} snapshots, not {snapshots}")
+    site: SiteName = given("site")
+    adaptive = _adaptive_part(cache, method, policy, site)
+    if predictor == "dcta" and adaptive["signal"] not in ("state", "probe"):
+        raise CacheError("predictor 'dcta' goes by what the first blocks do: it needs cache.signal state or probe")
+    spans = site == "span" or (site == "last_block" and "last_block" in (method.site, cache.span and site))
+    span: tuple[int, int] = given("span") if spans else (0, 0)
+    if policy == "verify" and (site != "span" or span[1] < 1):
+        raise CacheError(
+            "policy 'verify' compares what the last block computes at a skipped step: it needs site span with a last "
+            "block that keeps running, such as span: [0, 1]"
+        )
+    return Settings(
+        method=method.name,
+        policy=policy,
+        interval=given("interval") if policy in ("interval", "gate") else None,
+        first_enhance=given("first_enhance"),
+        cooldown=given("cooldown"),
+        retention=given("retention"),
+        mask=None if cache.mask is None else tuple(cache.mask),
+        bins=cache.bins,
+        budget=cache.budget,
+        window=given("window"),
+        growth=given("growth"),
+        **adaptive,
+        calibration=cache.calibration,
+        decay=given("decay"),
+        branches=cache.branches or "shared",
+        center=cache.center,
+        power=cache.power,
+        site=site,
+        site_given=method.site == "unet_branch"
+        or policy == "verify"
+        or (cache.site is not None and not METHODS[method.name].layers),
+        span=span,
+        branch=given("branch"),
+        probe=(span[0] if site == "span" else 1) if cache.probe is None else cache.probe,
+        predictor=predictor,
+        coordinate=given("coordinate") if "coordinate" in kind.takes else "index",
+        order=order,
+        damping=given("damping") if own or cache.damping is not None else 1.0,
+        max_amplification=given("max_amplification"),
+        sigma_scale=given("sigma_scale"),
+        ridge=given("ridge"),
+        blend=given("blend"),
+        trust=given("trust"),
+        low_order=low_order,
+        cut=given("cut"),
+        gate=given("first_enhance") if policy in ("interval", "window") else 0,
+        snapshots=snapshots,
+        size=None if cache.size is None else cache.size / share,
+        store_dtype=cache.store_dtype or "model",
+        timesteps=given("timesteps"),
+        gate_step=given("gate_step"),
+        fi_interval=given("fi_interval"),
+        gains=given("gains"),
+        low_timesteps=given("low_timesteps"),
+        high_timesteps=given("high_timesteps"),
+        conditional_only=method.conditional_only,
+        halves=method.halves,
+    )
+
+
+# Keys that say all about when to compute, and the policies that they stand for.
+_SAYS_WHEN: dict[str, PolicyName] = {"mask": "mask", "bins": "bins", "budget": "geometric", "window": "window"}
+
+
+def policy_of(cache: Cache) -> PolicyName:
+    """A section's policy: the one that is named, the one that its keys stand for, or the method's."""
+    policy = METHODS[cache.method].policy
+    if cache.policy is None and policy in FIXED:
+        given = [name for key, name in _SAYS_WHEN.items() if getattr(cache, key) is not None]
+        return given[0] if given else policy
+    return cache.policy or policy
+
+
+def resolve_all(caches: Cache | Sequence[Cache] | None) -> tuple[Settings, ...]:
+    """The layers of a plan's cache, outermost first; none where it skips nothing.
+
+    Raises:
+        CacheError: a section that no method can take, or two that leave out the same.
+    """
+    sections = () if caches is None else caches if isinstance(caches, Sequence) else (caches,)
+    layers = [(number, settings) for number, section in enumerate(sections) for settings in expand(section)]
+    for place, (number, layer) in enumerate(layers):
+        for before, other in layers[:place]:
+            if layer.site == other.site:
+                raise CacheError(f"sections {before} and {number} both cache site {layer.site}; one of them is enough")
+            if any({layer.site, other.site} <= rivals for rivals in RIVALS):
+                raise CacheError(
+                    f"sections {before} and {number} leave out the same modules (sites {other.site} and {layer.site})"
+                )
+    return tuple(sorted((layer for _, layer in layers), key=lambda layer: FROM_OUTSIDE.index(layer.site)))
+
+
+def expand(cache: Cache) -> tuple[Settings, ...]:
+    """The layers that a section stands for; they share its ceiling for snapshots.
+
+    Raises:
+        CacheError: a combination that no method can take.
+    """
+    layers = layers_of(cache)
+    return tuple(_settings(cache, layer, len(layers)) for layer in layers)
+
+
+def _adaptive_part(cache: Cache, method: Method, policy: PolicyName, site: SiteName) -> dict[str, Any]:
+    """What an adaptive policy needs; of its own method where that has the same policy, else from the plan alone."""
+    names = ("signal", "threshold", "max_skips", "max_total_skips", "max_drift", "polynomial", "ratios")
+    values: dict[str, Any] = {name: getattr(cache, name) for name in names}
+    values |= {"rescaled": False, "codebook": None}
+    if policy in FIXED:
+        return values
+    if policy == method.policy:
+        for name in ("threshold", "max_skips"):
+            values[name] = getattr(method, name) if values[name] is None else values[name]
+        if values["signal"] is None:
+            values["signal"] = method.signal
+    if policy == "codebook":
+        book = cache.codebook or (method.codebook if policy == method.policy else None)
+        if book is None:
+            raise CacheError("policy 'codebook' needs cache.codebook, such as [[0.05, 4], [0.1, 2]]")
+        return values | {"codebook": tuple(map(tuple, book))}
+    if values["threshold"] is None:
+        raise CacheError(f"policy {policy!r} needs cache.threshold: no value of it is right for every model")
+    if policy == "verify":
+        return values
+    if policy == "table":
+        values["ratios"] = None if values["ratios"] is None else tuple(values["ratios"])
+    elif values["signal"] is None:
+        raise CacheError(f"policy {policy!r} needs cache.signal: what it is to measure")
+    elif values["signal"] in MIDWAY and site not in UNDECIDED:
+        raise CacheError(
+            f"signal {values['signal']!r} shows itself too late for site {site!r}: it goes with sites "
+            f"{', '.join(UNDECIDED)}; site {site!r} goes with signals input and estimate"
+        )
+    if values["polynomial"] is not None:
+        values["polynomial"] = tuple(values["polynomial"])
+    values["rescaled"] = policy == method.policy and method.rescaled and values["signal"] == method.signal
+    return values
