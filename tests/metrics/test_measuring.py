@@ -205,6 +205,7 @@ def test_whatever_was_not_computed_says_why() -> None:
     assert told == {
         "ms_ssim": "MS-SSIM at 5 scales needs 176 pixels a side; these have 16",
         "lpips": "no weights were named",
+        "embedding_distance": "no vision model was named",
         "clip_image_similarity": "no CLIP model was named",
         "scenes": "no prompt is known: none was given, and the files say none",
         "clip_score": "no CLIP model was named",
@@ -229,10 +230,13 @@ def test_the_networks_that_are_named_are_used(tmp_path: Path) -> None:
         reference_prompts=["red", "green", "blue one"],
         clip=tmp_path / "clip",
         lpips=tmp_path / "lpips",
+        embedding=[tmp_path / "clip"],
         features=tmp_path / "clip",
     )
     first = found.pairs[0]
     assert first.values["lpips"] == 0
+    assert first.values["embedding_distance"] == pytest.approx(0, abs=1e-6)
+    assert found.pairs[1].values["embedding_distance"] > 0
     assert first.values["clip_image_similarity"] == pytest.approx(1.0)
     assert found.pairs[1].values["lpips"] > 0
     told = adherence(found)

@@ -39,6 +39,12 @@ def metrics(
     lpips: Annotated[
         Path | None, typer.Option("--lpips", help="File or folder of AlexNet or VGG16 weights, for LPIPS.")
     ] = None,
+    embedding: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--embedding", help="Folder of a vision model (DINOv2, CLIP, …), for a distance as DreamSim's. Repeatable."
+        ),
+    ] = None,
     features: Annotated[
         str,
         typer.Option(
@@ -73,6 +79,7 @@ def metrics(
             reference_prompts=captions,
             clip=clip,
             lpips=lpips,
+            embedding=embedding or None,
             features=None if features == "none" else features,
             scores=scores,
             video=video,

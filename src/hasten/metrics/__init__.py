@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hasten.metrics.clip import Clip, clip_score, directional_similarity
     from hasten.metrics.distribution import frechet_distance, kernel_distance
+    from hasten.metrics.embedding import EmbeddingDistance
     from hasten.metrics.features import load_extractor
     from hasten.metrics.fidelity import max_difference, ms_ssim, psnr, ssim
     from hasten.metrics.latents import latent_errors
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Clip": "clip",
+    "EmbeddingDistance": "embedding",
     "Lpips": "lpips",
     "clip_score": "clip",
     "directional_similarity": "clip",
@@ -36,6 +38,7 @@ _HOME = {
 
 __all__ = [
     "Clip",
+    "EmbeddingDistance",
     "Lpips",
     "clip_score",
     "directional_similarity",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hasten.metrics.clip import Clip
+from hasten.metrics.embedding import EmbeddingDistance
 from hasten.metrics.features import Extractor
 from hasten.metrics.lpips import Lpips
 from hasten.metrics.report import Adherence, Distance, Failure, Measurement, Missing, Pair
@@ -16,6 +17,7 @@ from hasten.metrics.sources import Item
 class Tools:
     clip: Clip | None
     lpips: Lpips | None
+    embedding: EmbeddingDistance | None
     extractor: Extractor | None
     scores: dict[str, float] | None
 

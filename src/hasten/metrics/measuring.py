@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hasten.metrics.adherence import (
 )
 from hasten.metrics.clip import Clip
 from hasten.metrics.distribution import frechet_distance, kernel_distance
+from hasten.metrics.embedding import EmbeddingDistance
 from hasten.metrics.features import load_extractor
 from hasten.metrics.fidelity import identical, max_difference, ms_ssim
 from hasten.metrics.findings import Findings, Tools, some
@@ -42,6 +43,7 @@ def measure(
     reference_prompts: Prompts | None = None,
     clip: str | Path | None = None,
     lpips: str | Path | None = None,
+    embedding: str | Path | Sequence[str | Path] | None = None,
     features: str | Path | None = "scenes",
     scores: str | Path | None = None,
     video: bool = False,
@@ -57,6 +59,7 @@ def measure(
         reference_prompts: captions of the references, where `image` is an edit of them: for the directional similarity.
         clip: folder of a CLIP model.
         lpips: file or folder of LPIPS' backbone, see `hasten.metrics.lpips`.
+        embedding: folders of vision models, for a distance as DreamSim's, see `hasten.metrics.embedding`.
         features: what the distance of sets is measured in, see `hasten.metrics.features`; None leaves it out.
         scores: file of another program's scores, see `hasten.metrics.scores`.
         video, device: see `open_source`; where networks run.
@@ -72,6 +75,7 @@ def measure(
     tools = Tools(
         clip=None if clip is None else Clip(clip, device),
         lpips=None if lpips is None else Lpips(lpips, device),
+        embedding=None if embedding is None else EmbeddingDistance(embedding, device),
         extractor=None if features is None else load_extractor(features, device),
         scores=None if scores is None else read_scores(scores),
     )
@@ -119,6 +123,8 @@ def _compare(images: list[Item], references: list[Item], tools: Tools, found: Fi
         raise HastenError(f"no pair could be compared; the first, {found.failed[0].name}: {found.failed[0].reason}")
     if tools.lpips is None:
         found.miss("lpips", "no weights were named")
+    if tools.embedding is None:
+        found.miss("embedding_distance", "no vision model was named")
     if tools.clip is None:
         found.miss("clip_image_similarity", "no CLIP model was named")
 
@@ -159,6 +165,8 @@ def _pair(image: Item, reference: Item, tools: Tools, found: Findings) -> Pair:
             values["lpips"] = tools.lpips(a, b) if finite else math.nan
         except HastenError as error:
             found.miss("lpips", str(error))
+    if tools.embedding is not None:
+        values["embedding_distance"] = tools.embedding(a, b) if finite else math.nan
     if tools.clip is not None:
         likeness = (
             (tools.clip.embed_images(a) * tools.clip.embed_images(b)).sum(1) if finite else torch.tensor(math.nan)

@@ -25,6 +25,7 @@ METRICS: dict[str, Metric] = {
     "ms_ssim": Metric("MS-SSIM", "higher"),
     "max_difference": Metric("maximum difference", "lower"),
     "lpips": Metric("LPIPS", "lower"),
+    "embedding_distance": Metric("embedding distance", "lower"),
     "clip_image_similarity": Metric("CLIP image similarity", "higher"),
     "temporal_l1": Metric("temporal L1", "lower"),
     "temporal_relative_l2": Metric("temporal relative L2", "lower"),
