@@ -90,6 +90,8 @@ def _modes(G: np.ndarray, ahead: float) -> np.ndarray:
         return np.full(len(G), np.nan)
     V = V[:, kept] / np.sqrt(variances[kept])  # V Σ⁻¹
     turns, W = np.linalg.eig(V.T @ G[:-1, 1:] @ V)
+    if np.isrealobj(turns) and (turns < 0).any():
+        return np.full(len(G), np.nan)  # a mode that only turns its sign at every gap has no value between two of them
     modes = V @ W  # Φ = X' V Σ⁻¹ W, as weights of X'
     inner = G[1:, 1:]
     b, *_ = np.linalg.lstsq(modes.conj().T @ inner @ modes, modes.conj().T @ inner[:, -1], rcond=None)
