@@ -495,5 +495,5 @@ class Cache:
             return f"the lowest signal was {lowest:.3g}, above the threshold of {self.settings.threshold:g}"
         if self._ended and self.settings is not None and self.settings.mask is None:
             reasons = ", ".join(f"{count} for {why}" for why, count in self._book.reasons().items())
-            return f"a run this short has no step to skip ({reasons})"
+            return f"every step was computed: {reasons}"
         return ""
