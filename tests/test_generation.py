@@ -15,7 +15,7 @@ import prompted
 import tiny
 from hasten import generation
 from hasten.errors import HastenError, PlanError
-from hasten.generation import Progress, generate, stream
+from hasten.generation import Progress, Session, generate, stream
 from hasten.plan import Plan, load_plan
 from hasten.record import Record, read_png
 
@@ -294,3 +294,13 @@ def test_images_make_a_grid(pipe: Any, tmp_path: Path) -> None:
     assert path.name == "grid_reference_a_red_circle_0.png"
     with Image.open(path) as image:
         assert image.size == (68, 68)
+
+
+def test_a_pipeline_that_was_given_keeps_its_models_own_settings() -> None:
+    plan = {"model": "scenes-qwen", "generation": {"num_inference_steps": 2}}
+    opened = Session.open(plan, "a red circle")
+    given = Session.open({"generation": {"num_inference_steps": 2}}, "a red circle", pipe=opened.pipe)
+    assert given.plan.generation == opened.plan.generation
+    assert given.plan.generation.width == 128
+    other = Session.open({"generation": {"width": 64}}, "a red circle", pipe=opened.pipe)
+    assert (other.plan.generation.width, other.plan.generation.height) == (64, 128)

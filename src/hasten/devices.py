@@ -204,7 +204,7 @@ class PeakMemory:
         source: "allocator" (tensors on the accelerator) or "process" (resident memory of this whole process).
     """
 
-    def __init__(self, device: torch.device, interval: float = 0.01) -> None:
+    def __init__(self, device: torch.device, interval: float = 0.02) -> None:
         """interval: seconds between two looks where the peak has to be sampled."""
         self.bytes: int | None = None
         self._device = device
@@ -213,7 +213,7 @@ class PeakMemory:
         self._counts = hasattr(self._module, "max_memory_allocated") and hasattr(
             self._module, "reset_peak_memory_stats"
         )
-        self._current: Callable[[], int] = _resident_bytes
+        self._current: Callable[[], int] = _resident_bytes(psutil.Process())
         self.source = "process"
         if self._counts:
             self.source = "allocator"
@@ -246,5 +246,5 @@ class PeakMemory:
         self.bytes = max(self._highest, self._current())
 
 
-def _resident_bytes() -> int:
-    return int(psutil.Process().memory_info().rss)
+def _resident_bytes(process: psutil.Process) -> Callable[[], int]:
+    return lambda: int(process.memory_info().rss)

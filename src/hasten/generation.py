@@ -19,7 +19,7 @@ from hasten.devices import DTYPES, PeakMemory, clean_up, device_name
 from hasten.errors import HastenError, PlanError
 from hasten.files import check_writable, image_name, write_new
 from hasten.images import grid, save_png, to_pil
-from hasten.models import complete_plan
+from hasten.models import complete_plan, native_of, with_native
 from hasten.passes import Keeper, Target, without_passes
 from hasten.passes.target import floating_dtype
 from hasten.plan import Output, Plan, load_plan
@@ -170,10 +170,12 @@ class Session:
         plan = load_plan(plan)
         if pipe is None:
             plan = complete_plan(plan)
-        elif "model" not in plan.model_fields_set:
-            # A pipeline that was given may be any; the plan's default would name the wrong one in the record.
-            source = getattr(getattr(pipe, "config", None), "_name_or_path", None)
-            plan = plan.model_copy(update={"model": str(source or type(pipe).__name__)})
+        else:
+            if "model" not in plan.model_fields_set:
+                # A pipeline that was given may be any; the plan's default would name the wrong one in the record.
+                source = getattr(getattr(pipe, "config", None), "_name_or_path", None)
+                plan = plan.model_copy(update={"model": str(source or type(pipe).__name__)})
+            plan = with_native(plan, native_of(pipe))
         if save:
             check_writable(plan.io.out)
         if pipe is None:

@@ -8,7 +8,7 @@ import re
 import struct
 from importlib import resources
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -135,6 +135,16 @@ def native_settings(located: Located) -> Native:
         return Native()
     except (OSError, ValidationError) as error:
         raise LoadError(f"{file} cannot be read: {error}") from error
+
+
+def native_of(pipe: Any) -> Native:
+    """The settings of the model that a loaded pipeline came from, where its folder says any.
+
+    Raises:
+        LoadError: the folder's `hasten.json` cannot be understood.
+    """
+    folder = Path(getattr(getattr(pipe, "config", None), "_name_or_path", None) or "")
+    return native_settings(Located("folder", folder.name, folder)) if folder.name and folder.is_dir() else Native()
 
 
 def with_native(plan: Plan, native: Native) -> Plan:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from hasten import load_plan
+from hasten.caching.methods import METHODS
 from hasten.errors import PlanError
 from hasten.plan import Cache, Plan
 from hasten.plan.resolved import resolved_dict, resolved_yaml
@@ -53,6 +54,14 @@ def test_a_plan_with_layers_survives_yaml_and_being_a_base() -> None:
     assert load_plan(plan, seed=0).cache == plan.cache
     assert load_plan(load_plan(yaml.safe_load(resolved_yaml(plan)))) == load_plan(resolved_dict(plan))
     assert [section["first_enhance"] for section in resolved_dict(plan)["cache"]] == [3, 3]
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.layers])
+@pytest.mark.parametrize("wishes", [True, False])
+def test_every_methods_defaults_written_out_are_a_plan_again(name: str, wishes: bool) -> None:
+    written = resolved_dict(load_plan({"cache": name}), wishes=wishes)
+    again = resolved_dict(load_plan(written), wishes=wishes)
+    assert again == written
 
 
 def test_one_section_of_a_list_is_addressed_by_its_number() -> None:

@@ -332,7 +332,7 @@ def _settings(cache: Cache, method: Method, share: int = 1) -> Settings:
         or (cache.site is not None and not METHODS[method.name].layers),
         span=span,
         branch=given("branch"),
-        probe=(span[0] if site == "span" else 1) if cache.probe is None else cache.probe,
+        probe=max(1, span[0] if site == "span" else 1) if cache.probe is None else cache.probe,
         predictor=predictor,
         coordinate=given("coordinate") if "coordinate" in kind.takes else "index",
         order=order,
