@@ -1,6 +1,6 @@
 """The documentation tells the truth: its commands run, its output is what they print, its flags and links exist.
 
-How a page is read. Blocks run in the order of the page, in one folder of its own that holds a link to `scripts/`.
+How a page is read. Blocks run in the order of the page, in a folder of its own with links to `scripts/` and `configs/`.
 
 - ```bash: run as a script; every command has to succeed.
 - ```console: the lines after `$ ` are run, and what they print has to be what follows. `…` stands for any text within a
@@ -199,7 +199,8 @@ def test_output_that_is_not_as_shown_is_noticed() -> None:
 
 
 def _run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
-    (folder / "scripts").symlink_to(ROOT / "scripts")
+    for name in ("scripts", "configs"):
+        (folder / name).symlink_to(ROOT / name)
     monkeypatch.chdir(folder)
     # `hasten` and `python` are those of the interpreter that runs the tests.
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -305,7 +306,9 @@ def _commands(page: Path) -> Iterator[str]:
         if block.language in ("bash", "console"):
             for line in block.text.replace("\\\n", " ").splitlines():
                 if block.language == "bash" or line.startswith("$ "):
-                    yield from (part for part in re.split(r"\||;|&&", line) if "hasten " in part or "run_tay" in part)
+                    yield from (
+                        part for part in re.split(r"\||;|&&", line) if "hasten " in part or "scripts/run_" in part
+                    )
     for span in re.findall(r"`([^`\n]+)`", _prose(page)):
         if re.match(r"-|hasten |scripts/run", span):
             yield span
@@ -315,11 +318,19 @@ def _unquoted(line: str) -> str:
     return re.sub(r"\"[^\"]*\"|'[^']*'", "''", line)
 
 
+_SCRIPTS = {
+    "run_taylorseer": "hasten generate",
+    "run_generate": "hasten generate",
+    "run_benchmark": "hasten bench",
+}
+
+
 def _command(line: str) -> str:
     """`hasten plan show`, told by a command line; nothing where it begins with an option."""
     words = shlex.split(_unquoted(line).removeprefix("$ "))
-    if any("run_taylorseer" in word for word in words):
-        return "hasten generate"
+    for script, command in _SCRIPTS.items():
+        if any(script in word for word in words):
+            return command
     if "hasten" not in words:
         return ""
     rest = words[words.index("hasten") :]

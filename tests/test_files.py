@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hasten.errors import HastenError
-from hasten.files import MAX_PROMPT_BYTES, check_writable, free_path, image_name, sanitize, write_new
+from hasten.files import MAX_PROMPT_BYTES, check_writable, file_name, free_path, sanitize, write_new
+
+DEFAULT = "{method}_{prompt}_{seed}.png"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,8 @@ def test_no_prompt_escapes_its_folder_or_breaks_a_file_system(text: str) -> None
     assert name[0] not in ".-"
     assert name[-1] not in "."
     assert len(name.encode()) <= MAX_PROMPT_BYTES + 1
-    assert len(image_name("taylorseer", text, 2**63).encode()) < 200
+    made = file_name(DEFAULT, method="taylorseer", prompt=text, seed=2**63, index=0, steps=50)
+    assert len(made.encode()) < 200
     assert sanitize(name) == name
 
 
@@ -59,8 +62,18 @@ def test_a_long_prompt_is_cut_between_characters() -> None:
     assert name == "圆" * (MAX_PROMPT_BYTES // 3)
 
 
-def test_an_images_name_tells_method_prompt_and_seed() -> None:
-    assert image_name("taylorseer", "a red circle", 7) == "taylorseer_a_red_circle_7.png"
+@pytest.mark.parametrize(
+    ("pattern", "role", "name"),
+    [
+        (DEFAULT, "", "taylorseer_a_red_circle_7.png"),
+        (DEFAULT, "compare", "compare_taylorseer_a_red_circle_7.png"),
+        ("img_{index:03d}_steps{steps}.png", "", "img_012_steps50.png"),
+        ("img_{index:03d}_steps{steps}.png", "reference", "reference_img_012_steps50.png"),
+    ],
+)
+def test_an_images_name_tells_what_its_pattern_asks_for(pattern: str, role: str, name: str) -> None:
+    made = file_name(pattern, method="taylorseer", prompt="a red circle", seed=7, index=12, steps=50, role=role)
+    assert made == name
 
 
 def _write(text: bytes):

@@ -15,11 +15,11 @@ from PIL import Image
 
 from hasten.caching.settings import resolve_all
 from hasten.errors import HastenError
-from hasten.files import image_name, write_new
-from hasten.generation import REFERENCE, OnProgress, Result, Session
+from hasten.files import write_new
+from hasten.generation import REFERENCE, OnProgress, Result, Session, name_of
 from hasten.images import Panel, difference, save_png, side_by_side
 from hasten.metrics.fidelity import psnr, ssim
-from hasten.plan import Plan, load_plan
+from hasten.plan import Output, Plan, load_plan
 from hasten.record import Memory, Quality, Timings
 
 GAIN = 10
@@ -71,11 +71,20 @@ class Comparison:
             ]
         )
 
-    def save(self, folder: str | Path = "outputs") -> Comparison:
-        """Write both images and the side-by-side picture; never over other files."""
-        reference, accelerated = self.reference.save(folder), self.accelerated.save(folder)
+    def save(self, folder: str | Path = "outputs", output: Output | None = None, index: int = 0) -> Comparison:
+        """Write both images and the side-by-side picture; never over other files.
+
+        Args:
+            output: a plan's `io`, which says how files are called.
+            index: the number of this image in the run.
+        """
+        output = output or Output()
+        reference, accelerated = (
+            result.save(folder, name_of(output, result.record, index, role), latents=output.save_latents)
+            for role, result in (("reference", self.reference), ("", self.accelerated))
+        )
         record = accelerated.record
-        name = image_name(f"compare_{record.method}", record.prompt, record.seed)
+        name = name_of(output, record, index, "compare")
         picture = write_new(Path(folder) / name, lambda file: save_png([self.image()], file, record.png_info()))
         return replace(self, reference=reference, accelerated=accelerated, picture=picture)
 
@@ -124,7 +133,7 @@ def stream_comparisons(
         _warm_up(session, progress)
         for number, (prompt, seed) in enumerate(session.jobs, start=1):
             comparison = _one(session, prompt, seed, rounds, number, progress)
-            yield comparison.save(session.plan.io.out) if save else comparison
+            yield comparison.save(session.plan.io.out, session.plan.io, number - 1) if save else comparison
 
 
 def _warm_up(session: Session, progress: OnProgress | None) -> None:

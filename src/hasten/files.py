@@ -8,6 +8,7 @@ import tempfile
 import unicodedata
 from collections.abc import Callable, Collection
 from pathlib import Path
+from string import Formatter
 from typing import IO
 
 from hasten.errors import HastenError
@@ -38,9 +39,21 @@ def sanitize(text: str, max_bytes: int = MAX_PROMPT_BYTES) -> str:
     return f"{name}_" if name.split(".")[0].casefold() in _RESERVED else name
 
 
-def image_name(method: str, prompt: str, seed: int, suffix: str = ".png") -> str:
-    """`{method}_{prompt}_{seed}.png`, safe on every file system."""
-    return f"{sanitize(method)}_{sanitize(prompt)}_{seed}{suffix}"
+def file_name(pattern: str, *, method: str, prompt: str, seed: int, index: int, steps: int, role: str = "") -> str:
+    """The name of an image by a plan's `io.filename`, safe on every file system.
+
+    Args:
+        pattern: with `{method}`, `{prompt}`, `{seed}`, `{index}`, `{steps}`.
+        role: "reference", "compare", "grid" for what is made beside the images.
+
+    >>> file_name("img_{index:03d}_steps{steps}.png", method="none", prompt="a", seed=0, index=7, steps=20)
+    'img_007_steps20.png'
+    """
+    tells_method = any(field == "method" for _, field, _, _ in Formatter().parse(pattern))
+    if role and not tells_method:
+        pattern = f"{role}_{pattern}"
+    kind = method if role in ("", method) else f"{role}_{method}"
+    return pattern.format(method=sanitize(kind), prompt=sanitize(prompt), seed=seed, index=index, steps=steps)
 
 
 def free_path(path: Path, taken: Collection[Path] = ()) -> Path:

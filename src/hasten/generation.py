@@ -17,7 +17,7 @@ from hasten._version import __version__
 from hasten.calling import batched, call_arguments, pixels_of
 from hasten.devices import DTYPES, PeakMemory, clean_up, device_name
 from hasten.errors import HastenError, PlanError
-from hasten.files import check_writable, image_name, write_new
+from hasten.files import check_writable, file_name, write_new
 from hasten.images import grid, save_png, to_pil
 from hasten.models import complete_plan, native_of, with_native
 from hasten.passes import Keeper, Target, without_passes
@@ -65,12 +65,14 @@ class Result:
         latents: what the last step of the scheduler returned, in the pipeline's own layout.
         record: what it is and what was measured.
         path: the file it was written to, if it was.
+        latents_path: the same for its latents.
     """
 
     pixels: torch.Tensor
     latents: torch.Tensor | None
     record: Record
     path: Path | None = None
+    latents_path: Path | None = None
 
     @property
     def frames(self) -> list[Image.Image]:
@@ -81,19 +83,47 @@ class Result:
         """The image; of a film the middle frame."""
         return to_pil(self.pixels[len(self.pixels) // 2])
 
-    def save(self, folder: str | Path = "outputs") -> Result:
-        """Write `{method}_{prompt}_{seed}.png` with its record inside; never over another file.
+    def save(self, folder: str | Path = "outputs", name: str | None = None, *, latents: bool = False) -> Result:
+        """Write the image with its record inside; never over another file.
+
+        Args:
+            name: `{method}_{prompt}_{seed}.png` by default.
+            latents: also write these, as `…_latents.safetensors` beside it.
 
         Returns:
-            The same result with its path.
+            The same result with its paths.
         Raises:
             HastenError: the folder cannot be written to.
         """
         folder = Path(folder)
         check_writable(folder)
-        wanted = folder / image_name(self.record.method, self.record.prompt, self.record.seed)
+        wanted = folder / (name or name_of(Output(), self.record))
         path = write_new(wanted, lambda file: save_png(self.frames, file, self.record.png_info()))
-        return replace(self, path=path)
+        beside: Path | None = None
+        if latents and self.latents is not None:
+            from safetensors.torch import save
+
+            data = save({"latents": self.latents.contiguous()}, {"hasten": self.record.to_json()})
+            beside = write_new(path.with_name(f"{path.stem}_latents.safetensors"), lambda file: file.write(data))
+        return replace(self, path=path, latents_path=beside)
+
+
+def name_of(output: Output, record: Record, index: int = 0, role: str = "") -> str:
+    """The file's name that a plan's `io.filename` gives to an image.
+
+    Args:
+        index: its number in the run, from 0.
+        role: "reference", "compare" or "grid" for what is made beside the images.
+    """
+    return file_name(
+        output.filename,
+        method=record.method,
+        prompt=record.prompt,
+        seed=record.seed,
+        index=index,
+        steps=record.plan.generation.num_inference_steps,
+        role=role,
+    )
 
 
 def generate(
@@ -132,7 +162,11 @@ def stream(
     with session.cleaning():
         for number, (prompt, seed) in enumerate(session.jobs, start=1):
             result = session.run(prompt, seed, number=number, progress=progress)
-            yield result.save(session.plan.io.out) if save else result
+            if save:
+                output = session.plan.io
+                name = name_of(output, result.record, number - 1)
+                result = result.save(output.out, name, latents=output.save_latents)
+            yield result
 
 
 @dataclass(frozen=True)
@@ -324,11 +358,10 @@ class Session:
         return Result(pixels, latents, record)
 
 
-def save_grid(images: Sequence[Image.Image], record: Record, folder: Path) -> Path:
+def save_grid(images: Sequence[Image.Image], record: Record, folder: Path, output: Output | None = None) -> Path:
     """Write images as one picture, `grid_{method}_{prompt}_{seed}.png` by the record of one of them."""
     sheet = grid(images)
-    name = image_name(f"grid_{record.method}", record.prompt, record.seed)
-    return write_new(folder / name, lambda file: save_png([sheet], file))
+    return write_new(folder / name_of(output or Output(), record, role="grid"), lambda file: save_png([sheet], file))
 
 
 def versions() -> dict[str, str]:

@@ -34,6 +34,10 @@ def bench(
         list[str] | None,
         typer.Option("--plans", "-p", rich_help_panel=_WHAT, help="Presets, methods and YAML files, with commas."),
     ] = None,
+    cfg: Annotated[
+        str | None,
+        typer.Option("--cfg", rich_help_panel=_WHAT, help="This plan, with its own model, steps, seed and folder."),
+    ] = None,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,16 +89,21 @@ def bench(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", rich_help_panel=_IMAGES, help="One prompt; may be given again.")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", rich_help_panel=_IMAGES, min=1, help="Seeds for each prompt.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", rich_help_panel=_IMAGES, min=0, help="The first of the seeds.")] = 0,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", rich_help_panel=_IMAGES, min=1, help="Seeds for each prompt; default: 1.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", rich_help_panel=_IMAGES, min=0, help="The first of the seeds; default: 0.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", "--num-inference-steps", rich_help_panel=_IMAGES, help="Of the reference.")
     ] = None,
     width: Annotated[int | None, typer.Option("--width", rich_help_panel=_IMAGES, help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option("--height", rich_help_panel=_IMAGES, help="Pixels.")] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", rich_help_panel=_OUTPUT, help="Folder for the report and its images.")
-    ] = Path("outputs/bench"),
+        Path | None,
+        typer.Option("--out", "-o", rich_help_panel=_OUTPUT, help="Folder of the report; default: outputs/bench."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", rich_help_panel=_OUTPUT, help="Go on with the report in that folder.")
     ] = False,
@@ -108,11 +117,15 @@ def bench(
     Example: hasten bench --plans taylorseer,reuse --prompts builtin:20 --seeds 3 --out outputs/bench
 
     Example: hasten bench --peers --prompts builtin:5
+
+    Example: hasten bench --cfg scenes_sd_fp32_ddpm50 --prompts builtin:5
     """
     from hasten.bench.schema import FILE, read_report
 
     values = {name: value for name, value in locals().items() if name in _FLAGS and value is not None}
-    base = _base(values)
+    base = _base(values, cfg)
+    out = out or (base.io.out if cfg else Path("outputs")) / "bench"
+    first, count = base.seed if seed is None else seed, seeds or base.generation.num_images
     texts = _prompts(prompts, prompt or [])
     sizes = _sizes(batch_sizes)
     choices = _peers(peer or [], every=peers)
@@ -122,9 +135,9 @@ def bench(
     previous = read_report(out / FILE) if there else None
     _run(
         base,
-        sources=_sources(plans or ["taylorseer"]),
+        sources=[*_sources([cfg] if cfg else []), *_sources(plans or ([] if cfg else ["taylorseer"]))],
         prompts=texts,
-        seeds=range(seed, seed + seeds),
+        seeds=range(first, first + count),
         rounds=rounds,
         warmup=warmup,
         sweeps=sweep or [],
@@ -137,11 +150,18 @@ def bench(
     )
 
 
-def _base(values: dict[str, Any]) -> Plan:
-    from hasten.plan import build_plan
+def _base(values: dict[str, Any], cfg: str | None) -> Plan:
+    """What all variants share, and the reference has: of a plan whatever does not make it faster."""
+    from hasten.plan import build_plan, load_plan
+    from hasten.plan.speed import SPEED
 
+    source: Plan | None = None
+    if cfg is not None:
+        source = load_plan(cfg)
+        faster = {name: type(source).model_fields[name].default for name in SPEED if name != "sampler"}
+        source = source.model_copy(update={**faster, "cache": None})
     flags = {_FLAGS[name]: (f"--{name} {value}", value) for name, value in values.items()}
-    return build_plan(None, (), {}, caller="hasten bench", flags=flags)
+    return build_plan(source, (), {}, caller="hasten bench", flags=flags)
 
 
 def _sources(texts: list[str]) -> list[str | Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hasten.errors import HastenError
-from hasten.plan import Plan
+from hasten.plan import Output, Plan
 
 if TYPE_CHECKING:
     from hasten.comparison import Comparison
@@ -40,6 +40,7 @@ FLAGS = {
     "first_enhance_steps": "cache.first_enhance",
     "cache_size": "cache.size",
     "out": "io.out",
+    "save_latents": "io.save_latents",
     "grid": "io.grid",
     "compare": "io.compare",
     "rounds": "io.rounds",
@@ -109,6 +110,10 @@ def generate(
         float | None, typer.Option("--cache-size", rich_help_panel=_CACHE, help="Ceiling for stored values, in MiB.")
     ] = None,
     plan: Annotated[Path | None, typer.Option("--plan", rich_help_panel=_CACHE, help="A plan's YAML file.")] = None,
+    cfg: Annotated[
+        str | None,
+        typer.Option("--cfg", rich_help_panel=_CACHE, help="A plan's file or its name: base_sd15, configs/mine.yaml."),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", rich_help_panel=_CACHE, help="A preset's name (see `hasten plan list`).")
     ] = None,
@@ -128,6 +133,10 @@ def generate(
     grid: Annotated[
         bool | None, typer.Option("--grid", rich_help_panel=_OUTPUT, help="Also write all images as one picture.")
     ] = None,
+    save_latents: Annotated[
+        bool | None,
+        typer.Option("--save-latents", rich_help_panel=_OUTPUT, help="Also write latents, as safetensors."),
+    ] = None,
     json_output: Annotated[
         bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="Print one JSON document on stdout, nothing else.")
     ] = False,
@@ -142,7 +151,7 @@ def generate(
     Example: hasten generate "a red circle left of a blue square" --compare
     """
     values = {name: value for name, value in locals().items() if name in FLAGS and value is not None}
-    resolved = resolve_plan(plan, preset, sets or [], values, reference=disable_taylorseer)
+    resolved = resolve_plan(plan, preset, sets or [], values, reference=disable_taylorseer, cfg=cfg)
     texts = collect_prompts(prompts or [], prompt or [], quiet=quiet or json_output)
     if dry_run:
         show_plan(resolved, texts, as_json=json_output)
@@ -151,20 +160,28 @@ def generate(
 
 
 def resolve_plan(
-    file: Path | None, preset: str | None, sets: Sequence[str], flags: dict[str, Any], *, reference: bool
+    file: Path | None,
+    preset: str | None,
+    sets: Sequence[str],
+    flags: dict[str, Any],
+    *,
+    reference: bool,
+    cfg: str | None = None,
 ) -> Plan:
     """One plan from a file or a preset, then `--set`, then the flags; the later wins."""
     from hasten.plan import build_plan
 
-    if file is not None and preset is not None:
-        raise HastenError("--plan and --preset both name a whole plan: give one of them")
+    named = {"--plan": file, "--preset": preset, "--cfg": cfg}
+    given = [option for option, value in named.items() if value is not None]
+    if len(given) > 1:
+        raise HastenError(f"{' and '.join(given)} both name a whole plan: give one of them")
     typed = {FLAGS[name]: (f"{_option(name)} {value}", value) for name, value in flags.items()}
     if reference:
         spare = [_option(name) for name in flags if FLAGS[name].startswith("cache.")]
         if spare:
             raise HastenError(f"--disable-taylorseer skips nothing, so there is no use for {', '.join(spare)}")
         typed["cache"] = ("--disable-taylorseer", None)
-    source: Path | str = file if file is not None else preset or DEFAULT_PRESET
+    source: Path | str = file if file is not None else cfg or preset or DEFAULT_PRESET
     return build_plan(source, sets, {}, caller="hasten generate", flags=typed)
 
 
@@ -193,18 +210,27 @@ def show_plan(plan: Plan, prompts: Sequence[str], *, as_json: bool) -> None:
     """What would run and be written, as a plan that can be saved and used; imports no torch."""
     import json
 
-    from hasten.files import free_path, image_name
+    from hasten.files import file_name, free_path
     from hasten.models import complete_plan
     from hasten.plan.resolved import resolved_dict, resolved_yaml
 
     plan = complete_plan(plan)
     method = plan.method or "reference"
     names: list[Path] = []
-    for prompt in prompts:
-        for seed in range(plan.seed, plan.seed + plan.generation.num_images):
-            kinds = ["reference", method, f"compare_{method}"] if plan.io.compare else [method]
-            for kind in kinds:
-                names.append(free_path(plan.io.out / image_name(kind, prompt, seed), taken=names))
+    seeds = range(plan.seed, plan.seed + plan.generation.num_images)
+    for index, (prompt, seed) in enumerate((prompt, seed) for prompt in prompts for seed in seeds):
+        kinds = [("reference", "reference"), ("", method), ("compare", method)] if plan.io.compare else [("", method)]
+        for role, kind in kinds:
+            name = file_name(
+                plan.io.filename,
+                method=kind,
+                prompt=prompt,
+                seed=seed,
+                index=index,
+                steps=plan.generation.num_inference_steps,
+                role=role,
+            )
+            names.append(free_path(plan.io.out / name, taken=names))
     if as_json:
         document = {"plan": resolved_dict(plan), "prompts": list(prompts), "would_write": [str(name) for name in names]}
         typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
@@ -246,17 +272,20 @@ class Outcome:
             )
         elif made.path is not None:
             self.paths.append(made.path)
-            self.images.append({"path": str(made.path), "record": made.record.model_dump(mode="json")})
+            image = {"path": str(made.path), "record": made.record.model_dump(mode="json")}
+            if made.latents_path is not None:
+                image["latents"] = str(made.latents_path)
+            self.images.append(image)
             self.named_after = self.named_after or made.record
 
-    def save_grid(self, folder: Path) -> None:
+    def save_grid(self, output: Output) -> None:
         """Write all images as one picture."""
         from PIL import Image
 
         from hasten.generation import save_grid
 
         if self.named_after is not None:
-            self.grid = save_grid([Image.open(path) for path in self.paths], self.named_after, folder)
+            self.grid = save_grid([Image.open(path) for path in self.paths], self.named_after, output.out, output)
 
     def document(self, *, interrupted: bool) -> str:
         """Everything as JSON."""
@@ -292,7 +321,7 @@ def run(plan: Plan, prompts: Sequence[str], *, as_json: bool, quiet: bool) -> No
                     with bar.hidden() if bar is not None else nullcontext():
                         print_made(made)
         if plan.io.grid:
-            outcome.save_grid(plan.io.out)
+            outcome.save_grid(plan.io)
         if not silent:
             print_summary(outcome.qualities, outcome.grid)
         finished = True

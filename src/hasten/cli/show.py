@@ -105,6 +105,8 @@ def print_made(made: Result | Comparison) -> None:
 def print_result(result: Result) -> None:
     """The file, the times of its stages, and what the cache did."""
     out.print(Text(str(result.path)), soft_wrap=True)
+    if result.latents_path is not None:
+        out.print(Text(str(result.latents_path)), soft_wrap=True)
     record = result.record
     times = record.timings
     err.print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -14,17 +14,9 @@ from hasten.errors import PlanError
 from hasten.plan.messages import ALSO_KNOWN_AS, PUBLISHED, dotted_keys, nearest, section_of, show, suggestion
 from hasten.plan.reading import MAX_BYTES, read_yaml
 from hasten.plan.schema import Cache, Plan
+from hasten.plan.written import AS_WRITTEN, holds_others, unknown_within
 
 NO_CACHE = ("none", "off", "no", "null")
-
-
-AS_WRITTEN = {
-    ("model_id",): ("model",),
-    ("unet_dtype",): ("precision", "unet"),
-    ("vae_dtype",): ("precision", "vae"),
-    ("text_encoder_dtype",): ("precision", "text_encoder"),
-}
-"""Keys that plans of other programs have, and that can mean one thing only: taken for ours."""
 
 
 class Origin(NamedTuple):
@@ -59,6 +51,7 @@ class Overlay:
         self.data: dict[str, Any] = {}
         self.origins: dict[tuple[str, ...], Origin] = {}
         self.problems: list[tuple[Origin, str]] = []
+        self._spellings: dict[tuple[tuple[str, ...], str], tuple[str, Origin]] = {}
 
     def complain(self, origin: Origin, key: str, text: str) -> None:
         self.problems.append((origin, origin.say(key, text)))
@@ -93,46 +86,64 @@ class Overlay:
             origin_of: the origin for a path: `origin_of(("cache", "interval"))`.
         """
         for name, value in values.items():
-            here = (*path, str(name))
-            own = PUBLISHED.get(str(name)) if path == ("cache",) else None
-            if own in values:
-                self.complain(origin_of(here), ".".join(here), f"is another name for cache.{own}, which is given, too")
-            self.put(here, value, origin_of)
+            self.put((*path, str(name)), value, origin_of)
 
     def put(self, path: tuple[str, ...], value: Any, origin_of: Any) -> None:
         """Lay one value over what is there; a mapping for a section is merged, anything else replaces."""
+        written = path
         if path in AS_WRITTEN:
-            origin = origin_of(path)
-            path, origin_of = AS_WRITTEN[path], lambda _: origin
-        if path[0] == "cache" and path[-1] in PUBLISHED:
-            origin = origin_of(path)
-            path, origin_of = ("cache", PUBLISHED[path[-1]]), lambda _: origin
-        field = Plan.model_fields.get(path[0])
-        section = section_of(field) if field is not None else None
-        if len(path) == 1 and section is not None:
+            path = AS_WRITTEN[path]
+        elif path[0] == "cache" and path[-1] in PUBLISHED:
+            path = ("cache", PUBLISHED[path[-1]])
+        if path != written:
+            origin_of = partial(_origin_as_written, origin_of, written, path)
+        section = _section_at(path)
+        if section is None and holds_others(path) and isinstance(value, Mapping):
+            for name, inner in value.items():
+                here = (*path, str(name))
+                if here in AS_WRITTEN:
+                    self.put(here, inner, origin_of)
+                else:
+                    self.complain(origin_of(here), ".".join(here), unknown_within(here))
+            return
+        if section is not None:
             if isinstance(value, list | tuple) and path[0] == "cache":
                 self._put_layers(path, value, section, origin_of)
                 return
-            value = _long_form(path[0], section, value)
+            value = _long_form(path[-1], section, value)
             if isinstance(value, BaseModel):
                 value = value.model_dump(exclude_unset=True)
             if isinstance(value, Mapping) and not isinstance(value, _Anew):
                 self.origins[path] = origin_of(path)
-                if not isinstance(self.data.get(path[0]), dict):
-                    self.data[path[0]] = {}
+                around = self._holder(path[:-1])
+                if not isinstance(around.get(path[-1]), dict):
+                    around[path[-1]] = {}
                 self.put_mapping(value, origin_of, path)
                 return
         if path[0] == "cache" and len(path) > 1 and not self._fits_layers(path, origin_of(path)):
             return
+        self._store(path, value, origin_of(path), ".".join(written))
+
+    def _store(self, path: tuple[str, ...], value: Any, origin: Origin, written: str) -> None:
+        before = self._spellings.setdefault((path, origin.place), (written, origin))
+        if before[0] != written:
+            ours = ".".join(path)
+            other, where = before if written == ours else (written, origin)
+            text = f"is another name for {ours if ours in (before[0], written) else before[0]}, which is given, too"
+            self.complain(where, other, text)
+        self._holder(path[:-1])[path[-1]] = dict(value) if isinstance(value, _Anew) else value
+        for known in [known for known in self.origins if known[: len(path)] == path]:
+            del self.origins[known]
+        self.origins[path] = origin
+
+    def _holder(self, path: tuple[str, ...]) -> Any:
+        """The mapping, or the list, at a path; made where there is none."""
         holder: Any = self.data
-        for part in path[:-1]:
+        for part in path:
             if not isinstance(_within(holder, part), dict | list):
                 holder[part] = {}
             holder = _within(holder, part)
-        holder[path[-1]] = dict(value) if isinstance(value, _Anew) else value
-        for known in [known for known in self.origins if known[: len(path)] == path]:
-            del self.origins[known]
-        self.origins[path] = origin_of(path)
+        return holder
 
     def _put_layers(
         self, path: tuple[str, ...], values: Sequence[Any], section: type[BaseModel], origin_of: Any
@@ -227,6 +238,23 @@ def _within(holder: Any, part: str) -> Any:
 def _keys(layer: Any) -> list[tuple[str, ...]]:
     """The places within a section: itself, and its keys."""
     return [(), *((str(name),) for name in layer)] if isinstance(layer, Mapping) else [()]
+
+
+def _origin_as_written(
+    origin_of: Any, written: tuple[str, ...], path: tuple[str, ...], here: tuple[str, ...]
+) -> Origin:
+    """The origin of a key that belongs elsewhere than it stands, or of one within it."""
+    origin: Origin = origin_of((*written, *here[len(path) :]))
+    return origin
+
+
+def _section_at(path: Sequence[str]) -> type[BaseModel] | None:
+    """The section at a path, at any depth; None where there is a value, or nothing."""
+    owner: type[BaseModel] | None = Plan
+    for part in path:
+        field = owner.model_fields.get(part) if owner is not None else None
+        owner = section_of(field) if field is not None else None
+    return owner
 
 
 class _Anew(dict[str, Any]):

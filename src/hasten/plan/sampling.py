@@ -37,6 +37,9 @@ SamplerName = Literal[
     "flow-heun",
 ]
 _SPELLINGS = {
+    "dpm": "dpm_solver++",
+    "dpm_solver": "dpm_solver++",
+    "dpm_solver_multistep": "dpm_solver++",
     "dpm_solver++_2m": "dpm_solver++",
     "dpm_solver++_sde": "dpm_solver++_2m_sde",
     "euler_ancestral": "euler_a",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     Discriminator,
@@ -20,7 +21,7 @@ from hasten.plan.checks import cross_check
 from hasten.plan.sampling import Sampler
 from hasten.plan.section import Number, Section, Text, Whole
 from hasten.plan.speed import SPEED, Attention, Compile, Memory, Precision, Quantization
-from hasten.plan.values import as_device, as_dtype, as_name, ascending
+from hasten.plan.values import a_filename, as_device, as_dtype, as_name, ascending
 
 DEFERRED = "hasten: the combinations are checked by the caller"
 """A key of the validation context: `build_plan` reports impossible combinations beside all other problems."""
@@ -246,6 +247,10 @@ class Output(Section):
 
     out: Path = Path("outputs")
     """The folder that images are written to."""
+    filename: Annotated[Text, AfterValidator(a_filename)] = "{method}_{prompt}_{seed}.png"
+    """The name of each image; `{index}` is its number in the run, `{steps}` the steps that were made."""
+    save_latents: bool = False
+    """Also write what the last step returned, as safetensors beside each image."""
     grid: bool = False
     """Also write all images of a run as one picture."""
     compare: bool = False

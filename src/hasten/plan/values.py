@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from string import Formatter
 from typing import Any
 
 from pydantic_core import PydanticCustomError
@@ -97,6 +98,34 @@ def as_scheme(value: Any) -> Any:
         return value
     name = value.strip().lower().replace("_", "-")
     return re.sub(r"-?wo$", "-weight-only", name.removesuffix("-dynamic"))
+
+
+FILENAME_FIELDS = ("method", "prompt", "seed", "index", "steps")
+
+
+def a_filename(value: str) -> str:
+    """The name of an image, with `{seed}`, `{index:03d}` and others of its fields in braces."""
+    problem = _filename_problem(value)
+    if problem:
+        text = {"value": value, "problem": problem, "allowed": ", ".join(f"{{{name}}}" for name in FILENAME_FIELDS)}
+        raise PydanticCustomError(SAID, "'{value}' is no name for images: {problem} (allowed: {allowed})", text)
+    return value
+
+
+def _filename_problem(value: str) -> str:
+    try:
+        fields = [name for _, name, _, _ in Formatter().parse(value) if name is not None]
+        unknown = [name for name in fields if name not in FILENAME_FIELDS]
+        if unknown:
+            near = get_close_matches(unknown[0], FILENAME_FIELDS, n=1)
+            hint = f"; did you mean {{{near[0]}}}?" if near else ""
+            return f"there is no {{{unknown[0]}}}{hint}"
+        value.format(method="a", prompt="b", seed=0, index=0, steps=1)
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        return str(error)
+    if "/" in value or "\\" in value:
+        return "a folder goes into io.out"
+    return "" if value.endswith(".png") and len(value) > len(".png") else "it has to end in .png"
 
 
 def a_pattern(value: str) -> str:
