@@ -12,12 +12,14 @@ from pathlib import Path
 import diffusers
 import torch
 
-from benchmarks import bench, bench_check, coverage, methods, predictors, step_cost
+from benchmarks import adaptive, bench, bench_check, coverage, methods, predictors, step_cost
 
 TABLES = {
     "step-cost": step_cost.table,
     "predictors": predictors.table,
     "methods": methods.table,
+    "adaptive": adaptive.table,
+    "adaptive-scores": adaptive.scores,
     "bench": bench.table,
     "bench-overhead": bench_check.overhead,
     "bench-unchanged": bench_check.unchanged,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,17 +12,15 @@ import torch
 from PIL import Image
 
 from hasten import record as records
-from hasten._version import __version__
 from hasten.calling import batched, call_arguments, pixels_of
-from hasten.devices import DTYPES, PeakMemory, clean_up, device_name
-from hasten.errors import HastenError, PlanError
+from hasten.describing import describe_device, describe_model, dtype_name, dtype_of, plan_of_one, versions
+from hasten.devices import PeakMemory, clean_up
+from hasten.errors import HastenError
 from hasten.files import check_writable, file_name, write_new
 from hasten.images import grid, save_png, to_pil
 from hasten.models import complete_plan, native_of, with_native
-from hasten.passes import Keeper, Target, without_passes
-from hasten.passes.target import floating_dtype
+from hasten.passes import Keeper, without_passes
 from hasten.plan import Output, Plan, load_plan
-from hasten.plan.resolved import resolved_dict
 from hasten.record import Record
 from hasten.stages import StageWatch
 
@@ -121,7 +118,7 @@ def name_of(output: Output, record: Record, index: int = 0, role: str = "") -> s
         prompt=record.prompt,
         seed=record.seed,
         index=index,
-        steps=record.plan.generation.num_inference_steps,
+        steps=record.steps.total if record.plan.adaptive.on else record.plan.generation.num_inference_steps,
         role=role,
     )
 
@@ -322,7 +319,7 @@ class Session:
                 f"this model needs an operation that {self.device} lacks in this dtype ({error}): use --dtype fp32"
             ) from error
         notes = list(call.notes)
-        if self.device.type == "cpu" and _dtype_of(self.pipe) is torch.float16:
+        if self.device.type == "cpu" and dtype_of(self.pipe) is torch.float16:
             notes.append("fp16 is slow on most CPUs: fp32 or bf16 is usually faster")
         if not bool(torch.isfinite(pixels).all()):
             notes.append(
@@ -340,9 +337,9 @@ class Session:
             height=pixels.shape[-2],
             frames=len(pixels),
             method=method,
-            plan=_plan_of_one(plan, seed, _dtype_name(self.pipe)),
-            model=_describe_model(plan, self.pipe),
-            device=_describe_device(self.pipe, self.device),
+            plan=plan_of_one(plan, seed, dtype_name(self.pipe)),
+            model=describe_model(plan, self.pipe),
+            device=describe_device(self.pipe, self.device),
             versions=versions(),
             timings=watch.timings(),
             steps=records.Steps(total=done, computed=done - skipped, skipped=skipped),
@@ -362,69 +359,3 @@ def save_grid(images: Sequence[Image.Image], record: Record, folder: Path, outpu
     """Write images as one picture, `grid_{method}_{prompt}_{seed}.png` by the record of one of them."""
     sheet = grid(images)
     return write_new(folder / name_of(output or Output(), record, role="grid"), lambda file: save_png([sheet], file))
-
-
-def versions() -> dict[str, str]:
-    """Versions of what takes part in making an image."""
-    import diffusers
-    import transformers
-
-    return {
-        "hasten": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-        "platform": platform.platform(),
-    }
-
-
-def _plan_of_one(plan: Plan, seed: int, dtype: str) -> Plan:
-    """The plan that makes this one image again, also where another machine or hasten has other defaults."""
-    # A site that was not asked for is a wish, which falls back where a model cannot fulfil it; it has to stay one.
-    values = resolved_dict(plan, wishes=True)
-    values["precision"] = {**values["precision"], "dtype": dtype}
-    values["generation"]["num_images"] = 1
-    values["seed"] = seed
-    values["io"] = {}  # the folder is of this machine and may name its user; it says nothing of the image
-    try:
-        return load_plan(values)
-    except PlanError:  # a default that does not fit so few steps was bent where it ran, not in the plan
-        return plan.model_copy(update={"seed": seed, "io": Output()})
-
-
-def _describe_model(plan: Plan, pipe: Any) -> records.Model:
-    components: Mapping[str, Any] = getattr(pipe, "components", {})
-    denoisers = tuple(
-        type(module).__name__
-        for name, module in components.items()
-        if module is not None and name.startswith(("transformer", "unet"))
-    )
-    scheduler = components.get("scheduler")
-    return records.Model(
-        name=Path(plan.model).name,
-        pipeline=type(pipe).__name__,
-        denoisers=denoisers,
-        scheduler=type(scheduler).__name__ if scheduler is not None else None,
-    )
-
-
-def _dtype_of(pipe: Any) -> torch.dtype:
-    """The format that the denoiser computes in; components may differ."""
-    target = Target.of(pipe)
-    found = [dtype for name in target.denoisers if (dtype := floating_dtype(target.modules[name])) is not None]
-    return found[0] if found else getattr(pipe, "dtype", torch.float32)
-
-
-def _dtype_name(pipe: Any) -> str:
-    dtype = _dtype_of(pipe)
-    return next((name for name, known in DTYPES.items() if known is dtype), "auto")
-
-
-def _describe_device(pipe: Any, device: torch.device) -> records.Device:
-    return records.Device(
-        type=device.type,
-        name=device_name(device),
-        dtype=str(_dtype_of(pipe)).removeprefix("torch."),
-        threads=torch.get_num_threads() if device.type == "cpu" else None,
-    )

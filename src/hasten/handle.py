@@ -110,6 +110,10 @@ def attach(target: Any, plan: Plan, *, passes: bool) -> Handle:
         passes: also apply what the plan says besides its cache; False where somebody else has done so.
     """
     layers = resolve_all(plan.cache)
+    if plan.adaptive.on:
+        # How sure a run is shows in what the denoiser says, not in what a cache predicts of it.
+        warmup = plan.adaptive.warmup
+        layers = tuple(replace(layer, first_enhance=max(layer.first_enhance, warmup)) for layer in layers)
     ports = list(ports_of(target))
     for port in ports:
         if is_tapped(port.module, CALL):

@@ -138,7 +138,7 @@ class Record(_Part):
         generation, caches = self.plan.generation, self.plan.caches
         scale = generation.true_cfg_scale if generation.true_cfg_scale is not None else generation.guidance_scale
         settings: dict[str, object] = {
-            "Steps": generation.num_inference_steps,
+            "Steps": self.steps.total if self.plan.adaptive.on else generation.num_inference_steps,
             "Sampler": self.plan.sampler.name if self.plan.sampler.name != "default" else self.model.scheduler,
             "CFG scale": scale,
             "Seed": self.seed,

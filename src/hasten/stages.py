@@ -22,7 +22,7 @@ class StageWatch:
 
     Attributes:
         steps_done: scheduler steps so far (a two-call solver makes two of them per step).
-        steps_total: the length of the schedule; 0 before it is known.
+        steps_total: the length of the schedule, which may change in the run; 0 before it is known.
         latents: what the last scheduler step returned.
     """
 
@@ -103,8 +103,7 @@ class StageWatch:
 
     def _around_set_timesteps(self, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         result = call(*args, **kwargs)
-        timesteps = getattr(self._pipe.scheduler, "timesteps", None)
-        self.steps_total = len(timesteps) if timesteps is not None else 0
+        self._count()
         if not self.steps_done:
             self._schedule_set = self._now()
         return result
@@ -112,12 +111,17 @@ class StageWatch:
     def _around_step(self, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         result = call(*args, **kwargs)
         self.steps_done += 1
+        self._count()
         # A tuple, a diffusers output (a mapping that also takes numbers), or the tensor itself.
         latents = result if isinstance(result, torch.Tensor) else result[0]
         self.latents = latents.detach() if isinstance(latents, torch.Tensor) else None
         if self._on_step is not None:
             self._on_step()
         return result
+
+    def _count(self) -> None:
+        timesteps = getattr(self._pipe.scheduler, "timesteps", None)
+        self.steps_total = len(timesteps) if timesteps is not None else 0
 
     def _around_decode(self, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         start = self._now()

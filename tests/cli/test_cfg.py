@@ -96,8 +96,11 @@ def test_bench_holds_the_plan_against_the_plain_pipeline(model: str, tmp_path: P
     assert mine.error is None
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is installed")
-def test_int8_without_torchao_is_an_error_that_names_the_extra(tmp_path: Path) -> None:
+def test_int8_without_torchao_is_an_error_that_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "torchao" else find(name, *more)
+    )
     arguments = ("--cfg", "mine.yaml", "--set", "text_encoder_dtype=int8")
     result = run("generate", *arguments, PROMPT, code=2)
     assert 'pip install "hasten[torchao]"' in result.stderr

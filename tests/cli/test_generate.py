@@ -108,9 +108,12 @@ def test_every_flag_ends_in_the_plan(model: str) -> None:
         "rounds": 2,
     }
     plan = planned(
-        PROMPT, *(part for name, value in values.items() for part in (f"--{name}", value)), "--grid", "--compare"
+        PROMPT,
+        *(part for name, value in values.items() for part in (f"--{name}", value)),
+        *("--grid", "--compare", "--save-latents"),
     )
-    expected = {FLAGS[name]: value for name, value in values.items()} | {"io.grid": True, "io.compare": True}
+    expected = {FLAGS[name]: value for name, value in values.items()}
+    expected |= {"io.grid": True, "io.compare": True, "io.save_latents": True}
     assert set(expected) == set(FLAGS.values())
     for key, value in expected.items():
         found: Any = plan

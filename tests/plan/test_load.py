@@ -277,7 +277,7 @@ def test_names_from_other_tools_lead_to_ours(name: str, meant: str) -> None:
 
 def test_a_key_of_another_section_is_pointed_to() -> None:
     assert "did you mean 'cache.interval'?" in problems({"interval": 4})[0]
-    assert "did you mean 'seed'?" in problems({"generation": {"seed": 4}})[0]
+    assert "did you mean 'seed'?" in problems({"io": {"seed": 4}})[0]
     assert "did you mean 'order'?" in problems({"cache": {"taylor_order": 1}})[0]
 
 

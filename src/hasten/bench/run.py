@@ -19,10 +19,11 @@ from hasten.bench.rows import reason, sample_row, variant_row, warmed, warmed_pe
 from hasten.bench.schema import BenchReport, PeerChoice, Sample, Settings, Variant
 from hasten.bench.summary import summarize, unsteady
 from hasten.bench.variants import REFERENCE, Candidate, Source, candidates, fewer_steps
+from hasten.describing import versions
 from hasten.devices import clean_up, synchronize
 from hasten.errors import HastenError
 from hasten.files import check_writable, sanitize
-from hasten.generation import Progress, Result, Session, versions
+from hasten.generation import Progress, Result, Session
 from hasten.images import save_png
 from hasten.models import complete_plan
 from hasten.passes import Keeper
@@ -189,9 +190,11 @@ class Bench:
             variants.append(self._warm_up(candidate))
         counts = [
             # A two-call solver makes two calls a step: what counts is how many steps the same work is good for.
-            round(v.computed / (v.computed + v.skipped) * v.plan.generation.num_inference_steps)
+            v.computed
+            if v.plan.adaptive.on
+            else round(v.computed / (v.computed + (v.skipped or 0)) * v.plan.generation.num_inference_steps)
             for v in variants
-            if v.kind == "plan" and v.computed is not None and v.skipped
+            if v.kind == "plan" and v.computed is not None and (v.skipped or v.plan.adaptive.on)
         ] + [round(v.work) for v in variants if v.work is not None]
         plain = [one for one in fewer_steps(self._candidates[0].plan, counts) if one.name not in self._known]
         self._candidates = [*self._candidates, *plain]

@@ -47,6 +47,7 @@ class Clock:
         self._scheduler: Any = None
         self._taps: list[Tap] = []
         self._manual = False
+        self._told: object = None  # the schedule that the timesteps were read from
         self._timesteps: tuple[float, ...] = ()
         self._sigmas: list[float] = []
         self._offset = 0
@@ -100,6 +101,9 @@ class Clock:
         elif self.run == 0 or (self.total is not None and self.index >= self.total):
             # A loop that does not call set_timesteps before each run.
             self._begin()
+        elif vars(self._scheduler).get("timesteps") is not self._told:
+            self._sigmas = self._read()  # the rest of the run has other steps than it had
+            self.total = len(self._timesteps) - self._offset or None
         self._calls += 1
 
     def step(self, index: int, sigma: float | None = None, total: int | None = None) -> None:
@@ -176,9 +180,14 @@ class Clock:
             self.total = len(self._timesteps) - offset
 
     def _begin(self) -> None:
-        self._timesteps, sigmas = noise_levels(self._scheduler)
-        self._restart(list(sigmas))
+        self._restart(self._read())
         self.total = len(self._timesteps) or None
+
+    def _read(self) -> list[float]:
+        """The timesteps as they now are; gives the sigmas."""
+        self._told = vars(self._scheduler).get("timesteps")
+        self._timesteps, sigmas = noise_levels(self._scheduler)
+        return list(sigmas)
 
     def _restart(self, sigmas: list[float]) -> None:
         self._sigmas = sigmas

@@ -221,7 +221,7 @@ def show_plan(plan: Plan, prompts: Sequence[str], *, as_json: bool) -> None:
     for index, (prompt, seed) in enumerate((prompt, seed) for prompt in prompts for seed in seeds):
         kinds = [("reference", "reference"), ("", method), ("compare", method)] if plan.io.compare else [("", method)]
         for role, kind in kinds:
-            name = file_name(
+            file = file_name(
                 plan.io.filename,
                 method=kind,
                 prompt=prompt,
@@ -230,7 +230,7 @@ def show_plan(plan: Plan, prompts: Sequence[str], *, as_json: bool) -> None:
                 steps=plan.generation.num_inference_steps,
                 role=role,
             )
-            names.append(free_path(plan.io.out / name, taken=names))
+            names.append(free_path(plan.io.out / file, taken=names))
     if as_json:
         document = {"plan": resolved_dict(plan), "prompts": list(prompts), "would_write": [str(name) for name in names]}
         typer.echo(json.dumps(document, ensure_ascii=False, indent=2))

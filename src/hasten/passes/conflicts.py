@@ -21,6 +21,7 @@ def _formats(plan: Plan) -> list[str]:
 
 
 FEATURES: dict[str, Callable[[Plan], bool]] = {
+    "adaptive": lambda plan: plan.adaptive.on,
     "formats": lambda plan: any(value in ("fp32", "fp16", "bf16") for value in _formats(plan)),
     "fp8 storage": lambda plan: any(value.startswith("fp8") for value in _formats(plan)),
     "quantization": lambda plan: plan.quantization.on or "int8" in _formats(plan),

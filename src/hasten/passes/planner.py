@@ -1,6 +1,6 @@
 """The planner: all passes of a plan put on a pipeline in one order, all or none, and taken off again.
 
-The order is sampler → precision → quantization → attention → tokens → cache → compile → memory. The cache
+The order is sampler → adaptive → precision → quantization → attention → tokens → cache → compile → memory. The cache
 stands outermost whatever its place in the order: it taps the call of a module, compilation and offloading what a call
 runs (`forward`).
 """
@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from hasten.caching.report import PassRow
+from hasten.passes.adaptive import adaptive
 from hasten.passes.attention import attention, fuse
 from hasten.passes.change import Change, Done
 from hasten.passes.compile import compile_
@@ -26,7 +27,7 @@ from hasten.plan.speed import SPEED
 
 Pass = Callable[[Target, Plan], Iterator[Change]]
 
-PASSES: tuple[Pass, ...] = (sampler, precision, fuse, quantization, attention, compile_, memory)
+PASSES: tuple[Pass, ...] = (sampler, adaptive, precision, fuse, quantization, attention, compile_, memory)
 
 
 class Passes:

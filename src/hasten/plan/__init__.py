@@ -7,6 +7,7 @@ Files: `schema` (what a plan is), `reading` (YAML with line numbers), `overlay` 
 `checks` (combinations that cannot be), `messages` (what a person is told), `values` (forgiving spellings).
 """
 
+from hasten.plan.adaptive import AdaptiveSteps, Uncertainty
 from hasten.plan.build import build_plan, load_plan
 from hasten.plan.overlay import preset_names, read_preset
 from hasten.plan.sampling import Sampler
@@ -14,6 +15,7 @@ from hasten.plan.schema import Cache, Generation, Output, Plan
 from hasten.plan.speed import Attention, Compile, Memory, Precision, Quantization
 
 __all__ = [
+    "AdaptiveSteps",
     "Attention",
     "Cache",
     "Compile",
@@ -24,6 +26,7 @@ __all__ = [
     "Precision",
     "Quantization",
     "Sampler",
+    "Uncertainty",
     "build_plan",
     "load_plan",
     "preset_names",

@@ -43,7 +43,36 @@ def cross_check(plan: Plan, *, steps: int | None, unknown: Collection[str] = ())
                 found.append(Conflict(keys[0], conflict.text.replace("cache.", place), tuple(keys[1:])))
     if not found and not any(key.partition(".")[0] == "cache" for key in unknown):
         found += _method(plan)
+    if plan.adaptive.on and not any(key.partition(".")[0] == "adaptive" for key in unknown):
+        found += _adaptive(plan, steps)
     return found
+
+
+def _adaptive(plan: Plan, steps: int | None) -> Iterator[Conflict]:
+    section = plan.adaptive
+    fewest, most, warmup = section.min_steps, section.max_steps, section.warmup
+    asked = "generation.num_inference_steps"
+    low, high = section.uncertainty.thresholds
+    if low >= high:
+        keys = ("adaptive.uncertainty.threshold_high", "adaptive.uncertainty.threshold_low")
+        yield Conflict(keys[0], f"{high:g} is not above threshold_low, which is {low:g}", keys[1:])
+    if fewest is not None and most is not None and fewest > most:
+        yield Conflict("adaptive.min_steps", f"{fewest} is more than max_steps, {most}", ("adaptive.max_steps",))
+    for key, count in (("min_steps", fewest), ("max_steps", most)):
+        if count is not None and steps is not None and count > steps:
+            text = f"{count} is more than the run's {steps} steps: ask for more, a run chooses fewer"
+            yield Conflict(f"adaptive.{key}", text, (asked,))
+    for count, key in ((most, "adaptive.max_steps"), (steps, asked)):
+        if count is not None and warmup >= count:
+            text = f"after a warm-up of {warmup} steps nothing is left to choose of {count}"
+            yield Conflict("adaptive.warmup_steps", text, (key,))
+            break
+    for number, cache in enumerate(plan.caches):
+        place = f"cache.{number}." if len(plan.caches) > 1 else "cache."
+        for key in ("mask", "ratios"):
+            if getattr(cache, key) is not None:
+                text = "is made for one number of steps, and with adaptive that is only known in the run"
+                yield Conflict(f"{place}{key}", text, ("adaptive",))
 
 
 def _method(plan: Plan) -> Iterator[Conflict]:

@@ -17,10 +17,11 @@ from pydantic import (
     model_validator,
 )
 
+from hasten.plan.adaptive import AdaptiveSteps
 from hasten.plan.checks import cross_check
 from hasten.plan.sampling import Sampler
 from hasten.plan.section import Number, Section, Text, Whole
-from hasten.plan.speed import SPEED, Attention, Compile, Memory, Precision, Quantization
+from hasten.plan.speed import Attention, Compile, Memory, Precision, Quantization
 from hasten.plan.values import a_filename, as_device, as_dtype, as_name, ascending
 
 DEFERRED = "hasten: the combinations are checked by the caller"
@@ -273,6 +274,7 @@ class Plan(Section):
     """auto, cpu, cuda, npu, hpu, xpu or mps, with an index where there are several: `cuda:1`."""
     precision: Precision = Precision()
     sampler: Sampler = Sampler()
+    adaptive: AdaptiveSteps = AdaptiveSteps()
     quantization: Quantization = Quantization()
     attention: Attention = Attention()
     compile: Compile = Compile()
@@ -300,8 +302,9 @@ class Plan(Section):
 
     @property
     def method(self) -> str | None:
-        """The names of the methods of `cache`, joined by +; None where nothing is skipped."""
-        return "+".join(dict.fromkeys(section.method for section in self.caches)) or None
+        """The names of the methods of `cache`, and `adaptive`, joined by +; None where every step is made in full."""
+        adaptive = ("adaptive",) if self.adaptive.on else ()
+        return "+".join(dict.fromkeys((*(section.method for section in self.caches), *adaptive))) or None
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values (str, int, float, bool, list, dict, None), without the nulls that are defaults."""
@@ -320,7 +323,7 @@ def _plain(section: BaseModel) -> dict[str, Any]:
             continue
         if isinstance(value, BaseModel):
             value = _plain(value)
-            if not value and name in SPEED:  # nothing is set in it
+            if not value:  # nothing is set in it
                 continue
         elif isinstance(value, Path):
             value = str(value)

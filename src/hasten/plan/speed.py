@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from hasten.plan.section import Section, Text, Whole
 from hasten.plan.values import a_pattern, as_bytes, as_dtype, as_name, as_scheme
 
-SPEED = ("sampler", "precision", "quantization", "attention", "compile", "memory")
+SPEED = ("sampler", "adaptive", "precision", "quantization", "attention", "compile", "memory")
 """The sections of a plan that are put on a pipeline before the cache."""
 
 ComponentDtype = Annotated[Literal["fp32", "fp16", "bf16", "fp8", "fp8_e5m2", "int8"], BeforeValidator(as_dtype)]
