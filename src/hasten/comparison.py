@@ -124,7 +124,7 @@ def stream_comparisons(
 ) -> Iterator[Comparison]:
     """`compare`, one prompt and seed at a time."""
     plan = load_plan(plan)
-    if plan.method is None:
+    if plan.method is None and plan.quality is None:
         raise HastenError("there is nothing to compare: this plan skips nothing (its cache is null)")
     if rounds < 1:
         raise HastenError("a comparison needs at least one round")

@@ -174,6 +174,8 @@ class Session:
     pipe: Any
     prompts: tuple[str, ...]
     keeper: Keeper
+    notes: tuple[str, ...] = ()
+    """What is to be said of the plan, in every record."""
 
     @classmethod
     def open(
@@ -214,7 +216,13 @@ class Session:
 
             pipe = load(plan)
         call_arguments(pipe, plan, prompts[0], plan.seed)  # raises for what this pipeline cannot do
-        return cls(plan, pipe, prompts, keeper or Keeper(pipe))
+        notes: tuple[str, ...] = ()
+        if plan.quality is not None:
+            from hasten.quality import resolve_quality
+
+            plan, note = resolve_quality(plan, pipe, plan.generation.num_inference_steps)
+            notes = (note,)
+        return cls(plan, pipe, prompts, keeper or Keeper(pipe), notes)
 
     @property
     def jobs(self) -> list[tuple[str, int]]:
@@ -318,7 +326,7 @@ class Session:
             raise HastenError(
                 f"this model needs an operation that {self.device} lacks in this dtype ({error}): use --dtype fp32"
             ) from error
-        notes = list(call.notes)
+        notes = [*call.notes, *(self.notes if plan.cache is not None else ())]
         if self.device.type == "cpu" and dtype_of(self.pipe) is torch.float16:
             notes.append("fp16 is slow on most CPUs: fp32 or bf16 is usually faster")
         if not bool(torch.isfinite(pixels).all()):

@@ -31,8 +31,9 @@ class Handle:
         plan: what was asked for.
     """
 
-    def __init__(self, plan: Plan, stack: Stack, passes: Passes | None = None) -> None:
+    def __init__(self, plan: Plan, stack: Stack, passes: Passes | None = None, notes: tuple[str, ...] = ()) -> None:
         self.plan = plan
+        self._notes = notes
         self._stack = stack
         self._passes = passes
         self._active = True
@@ -46,6 +47,8 @@ class Handle:
     def report(self) -> Report:
         """What happened in the last run, also after `remove()`."""
         report = self._stack.report()
+        if self._notes:
+            report = replace(report, notes=(*self._notes, *report.notes))
         return report if self._passes is None else replace(report, passes=self._passes.rows)
 
     def step(self, index: int, sigma: float | None = None, total: int | None = None) -> None:
@@ -109,6 +112,13 @@ def attach(target: Any, plan: Plan, *, passes: bool) -> Handle:
     Args:
         passes: also apply what the plan says besides its cache; False where somebody else has done so.
     """
+    notes: tuple[str, ...] = ()
+    if plan.quality is not None:
+        from hasten.quality import resolve_quality
+
+        named = "num_inference_steps" in plan.generation.model_fields_set
+        plan, note = resolve_quality(plan, target, plan.generation.num_inference_steps if named else None)
+        notes = (note,)
     layers = resolve_all(plan.cache)
     if plan.adaptive.on:
         # How sure a run is shows in what the denoiser says, not in what a cache predicts of it.
@@ -131,10 +141,10 @@ def attach(target: Any, plan: Plan, *, passes: bool) -> Handle:
             figures[layer] = shelf.figures
     stack = Stack(layers, ports, lambda on_run, on_end: Clock(owner, on_run, on_end), figures)
     if not passes or not wants_passes(plan):
-        return Handle(plan, stack)
+        return Handle(plan, stack, None, notes)
     applied = apply_passes(target, plan)
     try:
-        return Handle(plan, stack, applied)
+        return Handle(plan, stack, applied, notes)
     except BaseException:
         applied.remove()
         raise

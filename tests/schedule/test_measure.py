@@ -107,8 +107,8 @@ def test_solved_schedules_are_what_the_cache_computes(session: Session, measured
     assert [point.budget for point in points] == [4, 6]
     for point in points:
         assert point.measured is not None
-        reference = watch(session, *JOBS[0]).final
-        assert closed_loop(session, point, JOBS[0], reference) == point.measured
+        reference = watch(session, *JOBS[0])
+        assert closed_loop(session, point, JOBS[0], reference) == (point.measured, point.psnr)
         cache = load_plan({"cache": point.forecast.section(point.mask)})
         assert cache.cache is not None
         assert cache.cache.mask == list(point.mask)
@@ -129,9 +129,9 @@ def test_a_calibration_survives_the_disk_and_holds_for_its_model_only(
     path.write_text(store.text(calibration))
     assert store.read(path) == calibration
     assert store.read(path).measured.factor == pytest.approx(measured.factor, rel=1e-5, abs=1e-6)
-    store.check_fits(calibration, session)
+    store.check_fits(calibration, session.pipe, "tiny")
     with pytest.raises(HastenError, match="of another scheduler"):
-        store.check_fits(calibration.model_copy(update={"scheduler": "DDIMScheduler"}), session)
+        store.check_fits(calibration.model_copy(update={"scheduler": "DDIMScheduler"}), session.pipe, "tiny")
     path.write_text(store.text(calibration).replace('"gains"', '"pains"'))
     with pytest.raises(HastenError, match="gains: Field required"):
         store.read(path)

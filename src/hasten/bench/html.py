@@ -7,6 +7,7 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -58,27 +59,45 @@ def to_html(report: BenchReport, folder: Path | None = None) -> str:
     Raises:
         HastenError: Jinja2 is not installed.
     """
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise HastenError("report.html needs Jinja2: pip install 'hasten[bench]'") from error
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hasten.bench"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
     plot = plot_of(report)
-    page: str = environment.get_template("report.html.j2").render(
-        report=report,
-        facts=facts(report),
-        tables=all_tables(report),
-        plot=Markup(plot) if plot else None,
-        strips=[Strip(s.name, Markup(s.svg), s.caption) for s in strips(report)],
-        rows=image_rows(report, folder) if folder is not None else [],
-        prompts=len(report.settings.prompts),
-        gain=GAIN,
-        notes=notes(report),
+    page: str = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            facts=facts(report),
+            tables=all_tables(report),
+            plot=markup(plot) if plot else None,
+            strips=[Strip(s.name, markup(s.svg), s.caption) for s in strips(report)],
+            rows=image_rows(report, folder) if folder is not None else [],
+            prompts=len(report.settings.prompts),
+            gain=GAIN,
+            notes=notes(report),
+        )
     )
     return page
+
+
+def environment() -> Any:
+    """Jinja2's, for the pages of hasten.
+
+    Raises:
+        HastenError: Jinja2 is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise HastenError("report.html needs Jinja2: pip install 'hasten[bench]'") from error
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("hasten.bench"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+
+
+def markup(text: str) -> Any:
+    """A text that is HTML already."""
+    from markupsafe import Markup
+
+    return Markup(text)
 
 
 def plot_of(report: BenchReport) -> str:

@@ -47,7 +47,9 @@ def candidates(base: Plan, sources: Sequence[Source], sweeps: Sequence[str] = ()
     Raises:
         HastenError: a plan or a sweep that cannot be.
     """
-    base = base.model_copy(update={"cache": None, "generation": base.generation.model_copy(update={"num_images": 1})})
+    base = base.model_copy(
+        update={"cache": None, "quality": None, "generation": base.generation.model_copy(update={"num_images": 1})}
+    )
     found = [Candidate(REFERENCE, "reference", base)]
     combinations = list(itertools.product(*map(parse_sweep, sweeps)))
     for source in sources:
@@ -102,7 +104,7 @@ def lay_over(base: Plan, plan: Plan) -> Plan:
         PlanError: together they are impossible, such as a mask beyond the base's steps.
     """
     values, own = base.to_dict(), plan.to_dict()
-    values["cache"] = own["cache"]
+    values |= {"cache": own["cache"], "quality": plan.quality}
     for section in ("generation", *SPEED):
         named = getattr(plan, section).model_fields_set - {"num_images"}
         values[section] = {
@@ -154,7 +156,7 @@ def _name(source: Source) -> str:
     if isinstance(source, str):
         return Path(source).stem if source.endswith((".yaml", ".yml")) else source
     plan = source if isinstance(source, Plan) else load_plan(source)
-    return plan.method or "none"
+    return plan.method or plan.quality or "none"
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -30,6 +30,7 @@ from hasten.caching.signals import Gauge, observed
 from hasten.caching.sites import Call, MisfitError, OutputSite, Predict, Site, UnfitError
 from hasten.caching.snapshots import conditional_rows, mean_rows
 from hasten.caching.spans import SpanSite
+from hasten.caching.tolerance import Shown, Tolerance
 from hasten.caching.trees import fresh
 from hasten.caching.vocabulary import FIXED, MIDWAY, WITHIN
 from hasten.errors import CacheError
@@ -295,7 +296,7 @@ class Cache:
         moment = Moment(*where, total=self.clock.total, gram=history.gram)
         gauge = denoiser.gauge or branch.gauge
         if gauge is not None:
-            moment = replace(moment, alignment=gauge.alignment)
+            moment = replace(moment, alignment=gauge.alignment, order=gauge.policy.order_now)
         weights, low = self.settings.weights(moment), self.settings.low_weights(moment)
         band = None
         if low is not None:
@@ -445,6 +446,13 @@ class Cache:
         if self.settings is None or self.settings.timesteps is None:
             return decision
         return between(decision, self.clock.timestep(index), self.settings.timesteps)
+
+    def learn(self, shown: Shown) -> None:
+        """Tell the policy `tolerance` what a computed step showed at the scheduler."""
+        for denoiser in self.denoisers:
+            for gauge in (denoiser.gauge, *(branch.gauge for branch in denoiser.branches.values())):
+                if gauge is not None and isinstance(gauge.policy, Tolerance):
+                    gauge.policy.learn(shown)
 
     def _gauge(self, denoiser: Denoiser, branch: Branch, owner: Denoiser | Branch) -> Gauge:
         """The adaptive policy at work, made anew for each run, and where the run's length turns out to be another."""

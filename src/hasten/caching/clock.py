@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hasten.caching.effects import Effects, effects_of
 from hasten.caching.patching import Tap
 
 # A bare denoiser that is called at one timestep over and over is being called in runs of one step.
@@ -33,6 +34,7 @@ class Clock:
         run: the number of runs begun; 0 before the first.
         index: the step within the run, from 0.
         total: the number of steps of the run, None when nobody knows it.
+        on_output: gets what the scheduler is given at each step, output and latent, and gives the output to go on with.
     """
 
     def __init__(
@@ -56,6 +58,9 @@ class Clock:
         self.run = 0
         self.index = 0
         self.total: int | None = None
+        self.on_output: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._timed: tuple[Any, Any] | None = None
+        self._effects: Effects | None = None
 
     def attach(self) -> None:
         """Begin to listen."""
@@ -81,6 +86,21 @@ class Clock:
         scale = 1.0 if max(known) <= 1 else _attribute(_attribute(self._scheduler, "config"), "num_train_timesteps")
         value = 1000 * known[index] / (scale if isinstance(scale, int | float) else 1000)
         return value if 0 <= value <= 1000 else None
+
+    def effects(self) -> Effects:
+        """What the scheduler makes of each step's output, from this run's first step on.
+
+        Raises:
+            ValueError: there is no scheduler, or none that can be followed.
+        """
+        if self._effects is None:
+            if self._scheduler is None or self._timed is None or self._manual:
+                raise ValueError("there is no scheduler whose steps are known beforehand")
+            try:
+                self._effects = effects_of(self._scheduler, *self._timed)
+            except Exception as error:  # schedulers of any make: whatever they raise, they cannot be followed
+                raise ValueError(f"{type(self._scheduler).__name__} cannot be followed on numbers: {error}") from error
+        return self._effects.since(self._offset)
 
     def arrive(self, timestep: object = None) -> None:
         """A denoiser is being called.
@@ -131,7 +151,7 @@ class Clock:
         self.detach()
         if scheduler is None or not hasattr(scheduler, "step") or not hasattr(scheduler, "set_timesteps"):
             return
-        self._scheduler = scheduler
+        self._scheduler, self._timed = scheduler, None
         self._taps = [Tap(scheduler, "set_timesteps", self._set_timesteps), Tap(scheduler, "step", self._step)]
         if hasattr(scheduler, "set_begin_index"):
             self._taps.append(Tap(scheduler, "set_begin_index", self._set_begin_index))
@@ -140,6 +160,7 @@ class Clock:
 
     def _set_timesteps(self, inner: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         result = inner(*args, **kwargs)
+        self._timed = args, kwargs
         if not self._manual:
             self._begin()
         return result
@@ -153,6 +174,8 @@ class Clock:
 
     def _step(self, inner: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         first = self.index == 0
+        if self.on_output is not None and self._calls and not self._manual:
+            args, kwargs = self._shown(self.on_output, args, kwargs)
         result = inner(*args, **kwargs)
         # Some loops call the scheduler several times for one call of the denoiser (one per sample, or per stream).
         if self._calls and not self._manual:
@@ -163,6 +186,16 @@ class Clock:
             if self.total is not None and self.index == self.total:
                 self._on_end()
         return result
+
+    @staticmethod
+    def _shown(on_output: Callable[[Tensor, Tensor], Tensor], args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments of a scheduler's step with another output, where these are tensors as usual."""
+        output = args[0] if args else kwargs.get("model_output")
+        sample = args[2] if len(args) > 2 else kwargs.get("sample")
+        if not isinstance(output, Tensor) or not isinstance(sample, Tensor):
+            return args, kwargs
+        output = on_output(output, sample)
+        return ((output, *args[1:]), kwargs) if args else (args, {**kwargs, "model_output": output})
 
     def _learn_start(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Find out where in the schedule the run began: not every pipeline, and not every scheduler, tells."""
@@ -191,6 +224,7 @@ class Clock:
 
     def _restart(self, sigmas: list[float]) -> None:
         self._sigmas = sigmas
+        self._effects = None
         self._offset = 0
         self._calls = 0
         self.index = 0

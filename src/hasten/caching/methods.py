@@ -36,6 +36,7 @@ class Method:
         gains, low_timesteps, high_timesteps: see `Settings.guidance_gains`.
         conditional_only: nothing is skipped in a step whose unconditional branch is computed.
         halves: what of a batch's two halves stands in for the conditional one, where that is called alone.
+        tolerance, correct: see `tolerance` and `ledger`.
         layers: of a method of several sites, each of them with its defaults; those of the method itself say what its
             section may hold.
         deaf: keys of the section that are not for this layer.
@@ -80,6 +81,8 @@ class Method:
     high_timesteps: tuple[float, float] = (-1, 301)
     conditional_only: bool = False
     halves: Literal["conditional", "mean"] = "conditional"
+    tolerance: float = 0.01
+    correct: bool = False
     layers: tuple[Method, ...] = ()
     deaf: frozenset[str] = frozenset()
 
@@ -111,6 +114,16 @@ METHODS: dict[str, Method] = {
             paper="",
             summary="a skipped step repeats the last computed one",
             predictor="reuse",
+        ),
+        Method(
+            name="tolerance",
+            paper="",
+            summary="gaps are as wide as a tolerance for the final latent allows; skipped steps are corrected",
+            policy="tolerance",
+            first_enhance=1,
+            site="output",
+            order=2,
+            correct=True,
         ),
         Method(
             name="hicache",

@@ -64,6 +64,7 @@ class Moment:
         index, sigma: of the skipped step.
         total: the number of steps of the run, None where nobody knows it.
         gram: gives the snapshots' inner products, newest first; asked for only by predictors that look at the data.
+        order: the degree to take, up to the predictor's own; None for that one.
         alignment: gives how far a probe has gone, see `predictors.dcta`; NaN where nothing was probed.
     """
 
@@ -74,6 +75,7 @@ class Moment:
     total: int | None = None
     gram: Callable[[], Gram] = list
     alignment: Callable[[], float] = lambda: nan
+    order: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Prediction:
 
     def weights(self, moment: Moment) -> Weights:
         """The weights for one skipped step, newest snapshot first."""
-        return self._weights(moment, self.order)
+        return self._weights(moment, self.order if moment.order is None else min(moment.order, self.order))
 
     def low_weights(self, moment: Moment) -> Weights | None:
         """The weights for low frequencies, where these are predicted in another way."""

@@ -26,6 +26,7 @@ from hasten.caching.adaptive import (
 from hasten.caching.figures import Figures
 from hasten.caching.methods import METHODS, Method
 from hasten.caching.prediction import KINDS, Prediction, PredictorName
+from hasten.caching.tolerance import Tolerance
 from hasten.caching.vocabulary import (
     FIXED,
     FROM_OUTSIDE,
@@ -55,12 +56,14 @@ class Settings(Prediction):
         mask: the computed steps one by one, in place of interval and first_enhance.
         codebook: of policy codebook.
         decay: of policy verify.
+        tolerance: of policy tolerance.
         rescaled: not the signal is summed but what a polynomial makes of it.
         calibration: the file with the figures that this `needs`; None to look where they are kept.
         probe: so many blocks run before a signal in the middle of the call is measured.
         budget, bins, window, growth: of the policies `geometric`, `bins` and `window`.
         center, power: where the computed steps of a run gather, and how closely; None where they are spread evenly.
         snapshots: how many computed values are kept.
+        correct: what skipped steps did wrong is put right at the next computed one, see `ledger`.
         size: the ceiling for all snapshots in MiB; None for no ceiling.
     """
 
@@ -77,6 +80,7 @@ class Settings(Prediction):
     growth: float
     signal: SignalName | None
     threshold: float | None
+    tolerance: float | None
     max_skips: int | None
     max_total_skips: int | None
     max_drift: float | None
@@ -105,6 +109,7 @@ class Settings(Prediction):
     high_timesteps: tuple[float, float]
     conditional_only: bool
     halves: Literal["conditional", "mean"]
+    correct: bool
 
     @property
     def steps(self) -> Callable[[int], tuple[int, ...]] | None:
@@ -196,6 +201,9 @@ class Settings(Prediction):
         if self.policy == "verify":
             assert self.threshold is not None
             return Verify(*limits, self.threshold, self.decay)
+        if self.policy == "tolerance":
+            assert self.tolerance is not None
+            return Tolerance(*limits, tolerance=self.tolerance, order=self.order, corrects=self.correct)
         if self.policy == "codebook":
             assert self.codebook is not None
             return Codebook(*limits, self.codebook)
@@ -323,6 +331,7 @@ def _settings(cache: Cache, method: Method, share: int = 1) -> Settings:
         **adaptive,
         calibration=cache.calibration,
         decay=given("decay"),
+        tolerance=given("tolerance") if policy == "tolerance" else None,
         branches=cache.branches or "shared",
         center=cache.center,
         power=cache.power,
@@ -356,11 +365,18 @@ def _settings(cache: Cache, method: Method, share: int = 1) -> Settings:
         high_timesteps=given("high_timesteps"),
         conditional_only=method.conditional_only,
         halves=method.halves,
+        correct=given("correct"),
     )
 
 
 # Keys that say all about when to compute, and the policies that they stand for.
-_SAYS_WHEN: dict[str, PolicyName] = {"mask": "mask", "bins": "bins", "budget": "geometric", "window": "window"}
+_SAYS_WHEN: dict[str, PolicyName] = {
+    "mask": "mask",
+    "bins": "bins",
+    "budget": "geometric",
+    "window": "window",
+    "tolerance": "tolerance",
+}
 
 
 def policy_of(cache: Cache) -> PolicyName:
@@ -418,6 +434,8 @@ def _adaptive_part(cache: Cache, method: Method, policy: PolicyName, site: SiteN
         if book is None:
             raise CacheError("policy 'codebook' needs cache.codebook, such as [[0.05, 4], [0.1, 2]]")
         return values | {"codebook": tuple(map(tuple, book))}
+    if policy == "tolerance":
+        return values
     if values["threshold"] is None:
         raise CacheError(f"policy {policy!r} needs cache.threshold: no value of it is right for every model")
     if policy == "verify":

@@ -13,10 +13,13 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
+from torch import Tensor
+
 from hasten.caching.cache import Cache, FiguresOf
 from hasten.caching.clock import Clock
 from hasten.caching.denoiser import Port
 from hasten.caching.guidance_layer import GuidanceCache
+from hasten.caching.ledger import Ledger
 from hasten.caching.report import Book, Report
 from hasten.caching.settings import Settings
 from hasten.caching.sites import Call
@@ -46,6 +49,12 @@ class Stack:
         self._book = Book()
         self._runs = 0
         self._warned = False
+        self._corrects = any(settings.correct for settings in layers)
+        self._shows = any(settings.policy == "tolerance" for settings in layers)
+        self._ledger: Ledger | None = None
+        self._left_out = 0
+        if self._corrects or self._shows:
+            self.clock.on_output = self._output
 
     def attach(self) -> None:
         for port in self._ports:
@@ -63,6 +72,9 @@ class Stack:
     def report(self) -> Report:
         """What happened in the last run that called a denoiser."""
         reports = tuple(layer.report() for layer in self.layers)
+        if self._ledger is not None and self._ledger.note:
+            note = f"nothing is corrected or foretold: {self._ledger.note}"
+            reports = tuple(replace(report, notes=(*report.notes, note)) for report in reports)
         if len(reports) == 1:
             return reports[0]
         reports = tuple(replace(report, site=layer.site) for report, layer in zip(reports, self.layers, strict=True))
@@ -91,6 +103,18 @@ class Stack:
         self._enter(port, skipped, perf_counter() - started)
         return result
 
+    def _output(self, output: Tensor, latent: Tensor) -> Tensor:
+        """What a step comes to, on its way to the scheduler."""
+        if self._ledger is None:
+            return output
+        left_out = sum(layer.skipped for layer in self.layers)
+        computed, self._left_out = left_out == self._left_out, left_out
+        output, shown = self._ledger.see(output, latent, computed)
+        if shown is not None:
+            for layer in self.layers:
+                layer.learn(shown)
+        return output
+
     def _enter(self, port: Port, skipped: Sequence[int], seconds: float) -> None:
         """Keep the book of the whole: a call is computed where no layer left anything out."""
         index = self.clock.index
@@ -118,6 +142,9 @@ class Stack:
             port.arm()
         for layer in self.layers:
             layer.begin()
+        self._left_out = 0
+        if self._corrects or self._shows:
+            self._ledger = Ledger(self.clock, corrects=self._corrects, shows=self._shows)
 
     def _end(self) -> None:
         for layer in self.layers:

@@ -31,7 +31,18 @@ RIVALS: tuple[frozenset[SiteName], ...] = (
 WITHIN = frozenset(FROM_OUTSIDE) - {"output", "latent", "residual", "unet_branch", "span", "last_block"}
 """Sites that some denoisers do not have, and that no other can stand in for."""
 PolicyName = Literal[
-    "interval", "mask", "geometric", "bins", "window", "gate", "accumulate", "compare", "table", "codebook", "verify"
+    "interval",
+    "mask",
+    "geometric",
+    "bins",
+    "window",
+    "gate",
+    "accumulate",
+    "compare",
+    "table",
+    "codebook",
+    "verify",
+    "tolerance",
 ]
 SignalName = Literal["input", "estimate", "modulated", "state", "probe"]
 MIDWAY: tuple[SignalName, ...] = ("modulated", "state", "probe")

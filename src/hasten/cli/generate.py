@@ -39,6 +39,7 @@ FLAGS = {
     "taylor_order": "cache.order",
     "first_enhance_steps": "cache.first_enhance",
     "cache_size": "cache.size",
+    "quality": "quality",
     "out": "io.out",
     "save_latents": "io.save_latents",
     "grid": "io.grid",
@@ -117,6 +118,14 @@ def generate(
     preset: Annotated[
         str | None, typer.Option("--preset", rich_help_panel=_CACHE, help="A preset's name (see `hasten plan list`).")
     ] = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            "--quality",
+            rich_help_panel=_CACHE,
+            help="near-lossless, high, balanced or draft: hasten chooses the steps to skip.",
+        ),
+    ] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -177,11 +186,12 @@ def resolve_plan(
         raise HastenError(f"{' and '.join(given)} both name a whole plan: give one of them")
     typed = {FLAGS[name]: (f"{_option(name)} {value}", value) for name, value in flags.items()}
     if reference:
-        spare = [_option(name) for name in flags if FLAGS[name].startswith("cache.")]
+        spare = [_option(name) for name in flags if FLAGS[name].startswith(("cache.", "quality"))]
         if spare:
             raise HastenError(f"--disable-taylorseer skips nothing, so there is no use for {', '.join(spare)}")
         typed["cache"] = ("--disable-taylorseer", None)
-    source: Path | str = file if file is not None else cfg or preset or DEFAULT_PRESET
+    default = None if "quality" in flags else DEFAULT_PRESET
+    source: Path | str | None = file if file is not None else cfg or preset or default
     return build_plan(source, sets, {}, caller="hasten generate", flags=typed)
 
 

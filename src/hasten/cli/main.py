@@ -44,6 +44,7 @@ COMMANDS: dict[str, Row] = {
     "metrics": Row("hasten.cli.metrics", "Measure images, films and latents against their references."),
     "plan": Row("hasten.cli.plan", "Check, show and list plans."),
     "schedule": Row("hasten.cli.schedule", "Search which steps to compute, for the least error."),
+    "tune": Row("hasten.cli.tune", "Find the fastest plan above a quality floor."),
     "zoo": Row("hasten.cli.zoo", "The bundled models: list, train, check."),
 }
 

@@ -66,7 +66,7 @@ def schedule(
     from hasten.plan import load_plan
     from hasten.schedule import store
     from hasten.schedule.measure import measure
-    from hasten.schedule.solve import solve
+    from hasten.schedule.solve import decoder_of, solve
 
     lengths = _numbers("--for", solve_for)
     wanted = _numbers("--budgets", budgets)
@@ -89,14 +89,15 @@ def schedule(
             stored = store.calibration_of(session, measured)
             path = write_new(folder / f"{_stem(model)}.json", partial(_write, store.text(stored).encode()))
         else:
-            store.check_fits(stored, session)
+            store.check_fits(stored, session.pipe, model)
             measured = stored.measured
             path = calibration or folder
         points: list[Point] = []
         for length in lengths or [len(stored.sigmas) if steps is None else steps]:
             mine = wanted or sorted({max(2, round(length * share)) for share in (0.16, 0.2, 0.24, 0.3, 0.4, 0.5)})
             points += solve(session, measured, length, mine, jobs[:try_prompts], tries, progress=say)
-    document = store.text(stored.model_copy(update={"frontier": [*map(store.stored_point, points)]})).encode()
+    found = {"frontier": [*map(store.stored_point, points)], "decoder": decoder_of(points)}
+    document = store.text(stored.model_copy(update=found)).encode()
     if calibration is None:
         path.write_bytes(document)
     for point in points:

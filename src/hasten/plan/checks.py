@@ -41,6 +41,9 @@ def cross_check(plan: Plan, *, steps: int | None, unknown: Collection[str] = ())
             keys = [key.replace("cache.", place, 1) for key in (conflict.key, *conflict.others)]
             if not any(key in unknown for key in keys):
                 found.append(Conflict(keys[0], conflict.text.replace("cache.", place), tuple(keys[1:])))
+    if plan.quality is not None and plan.cache is not None:
+        text = "chooses the cache, which is given, too: one or the other"
+        found.append(Conflict("quality", text, ("cache",)))
     if not found and not any(key.partition(".")[0] == "cache" for key in unknown):
         found += _method(plan)
     if plan.adaptive.on and not any(key.partition(".")[0] == "adaptive" for key in unknown):
@@ -158,6 +161,7 @@ _TAKES: dict[str, frozenset[str]] = {
     "compare": frozenset({"mask", "bins", "signal", "probe", "threshold", "max_skips", "max_total_skips", "max_drift"}),
     "table": frozenset({"mask", "bins", "threshold", "max_skips", "max_total_skips", "ratios", "calibration"}),
     "codebook": frozenset({"mask", "bins", "codebook", "max_skips", "max_total_skips"}),
+    "tolerance": frozenset({"mask", "bins", "tolerance", "max_skips", "max_total_skips"}),
     "verify": frozenset({"mask", "bins", "threshold", "max_skips", "max_total_skips", "decay"}),
 }
 

@@ -28,6 +28,9 @@ DEFERRED = "hasten: the combinations are checked by the caller"
 """A key of the validation context: `build_plan` reports impossible combinations beside all other problems."""
 
 
+QualityName = Literal["near-lossless", "high", "balanced", "draft"]
+
+
 class Cache(Section):
     """Which steps are computed, and what stands in on the others. A null is the method's own default."""
 
@@ -37,6 +40,7 @@ class Cache(Section):
         Literal[
             "taylorseer",
             "reuse",
+            "tolerance",
             "hicache",
             "foca",
             "ab-cache",
@@ -146,13 +150,15 @@ class Cache(Section):
                 "table",
                 "codebook",
                 "verify",
+                "tolerance",
             ],
             BeforeValidator(as_name),
         ]
         | None
     ) = None
     """What decides: fixed steps, a table (`table`), a measured `signal` (`accumulate`, `compare`), what computed steps
-    showed (`codebook`), or how wrong skipped ones were (`verify`)."""
+    showed (`codebook`), how wrong skipped ones were (`verify`), or what predictions would do to the image
+    (`tolerance`)."""
     budget: Whole | None = Field(default=None, ge=2)
     """With policy `geometric`: so many steps are computed, with growing gaps."""
     bins: Annotated[Literal["slow", "medium", "fast", "ultra"], BeforeValidator(as_name)] | None = None
@@ -169,6 +175,8 @@ class Cache(Section):
     """With signals `state` and `probe`: so many first blocks run before a step is decided."""
     threshold: Number | None = Field(default=None, ge=0)
     """How much may change before a step is computed."""
+    tolerance: Number | None = Field(default=None, gt=0)
+    """With policy `tolerance`: the relative error of the final latent that skipping may come to."""
     retention: Number | None = Field(default=None, ge=0, le=1)
     """This share of the run's steps is computed at its start, if that is more than `first_enhance`."""
     max_skips: Whole | None = Field(default=None, ge=0)
@@ -209,6 +217,8 @@ class Cache(Section):
     """With `power`: the computed steps of `interval` gather around this one."""
     power: Number | None = Field(default=None, gt=1, le=4)
     """With `center`: how closely; just above 1 spreads the steps evenly. With `budget`: how fast gaps grow."""
+    correct: bool | None = None
+    """Put right at each computed step what the skipped ones before it did wrong, as far as it shows then."""
     size: Number | None = Field(default=None, gt=0)
     """The ceiling for stored snapshots in MiB."""
     store_dtype: Annotated[Literal["model", "fp32", "bf16", "fp16"], BeforeValidator(as_dtype)] | None = None
@@ -281,6 +291,8 @@ class Plan(Section):
     memory: Memory = Memory()
     cache: Caches | None = None
     """null skips nothing: the reference. A list of sections stacks them."""
+    quality: Annotated[QualityName, BeforeValidator(as_name)] | None = None
+    """How close to the reference, in place of a cache: PSNR of 45, 40, 35 or 30 dB, by a schedule or a tolerance."""
     generation: Generation = Generation()
     io: Output = Output()
     seed: Whole = Field(default=0, ge=0, le=2**63 - 1)

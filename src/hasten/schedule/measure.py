@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from hasten.caching.clock import noise_levels
+from hasten.caching.effects import effects_of
 from hasten.caching.patching import Tap
 from hasten.errors import HastenError
 from hasten.generation import Session
@@ -26,12 +26,14 @@ class Run:
         final: what its last step returned, likewise.
         sigmas: the noise level of each step.
         response: how much each step's output enters into the final latent, see `responses`.
+        pixels: the image.
     """
 
     outputs: list[torch.Tensor] = field(default_factory=list)
     final: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     sigmas: tuple[float, ...] = ()
     response: Vector = field(default_factory=lambda: np.empty(0))
+    pixels: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class _SeenEnoughError(Exception):
@@ -49,7 +51,7 @@ def watch(session: Session, prompt: str, seed: int, disturbance: tuple[int, torc
     """
     run = Run()
     with _Following(session, run, disturbance):
-        session.run(prompt, seed, accelerated=False)
+        run.pixels = session.run(prompt, seed, accelerated=False).pixels
     if not run.outputs or not run.final.numel():
         raise HastenError(f"{type(session.pipe).__name__} takes no steps with its scheduler: there is nothing to plan")
     return run
@@ -112,31 +114,10 @@ class _Following:
 def responses(scheduler: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Vector:
     """How the final latent depends on each step's output while the others stay: `∂x_T/∂y_k`, shape (T,).
 
-    For an Euler step of a flow this is `σ_{k+1} − σ_k`; here it is found for any deterministic or seeded scheduler by
-    running a copy of it on single numbers. What the model would answer to the changed latent is not in it.
-
     Args:
         args, kwargs: of the `set_timesteps` call.
     """
-    silence = torch.zeros(1, 1, 1, 1)
-    total = len(scheduler.timesteps)
-
-    def final(loud: int | None) -> float:
-        copy = type(scheduler).from_config(scheduler.config)
-        copy.set_timesteps(*args, **kwargs)
-        if hasattr(copy, "set_begin_index"):
-            copy.set_begin_index(0)
-        seeded = {}
-        if "generator" in inspect.signature(copy.step).parameters:
-            seeded["generator"] = torch.Generator().manual_seed(0)
-        sample = silence
-        for index, timestep in enumerate(copy.timesteps):
-            output = silence + 1 if index == loud else silence
-            sample = copy.step(output, timestep, sample, return_dict=False, **seeded)[0]
-        return float(sample)
-
-    quiet = final(None)
-    return np.array([final(index) - quiet for index in range(total)])
+    return np.array(effects_of(scheduler, args, kwargs).outputs)
 
 
 @dataclass(frozen=True)
@@ -170,7 +151,7 @@ class Measured:
             return np.interp(at, known, values[order])
 
         factor = np.stack([resampled(column) for column in self.factor.T], axis=1)
-        return Problem(at, resampled(self.gains) * response, factor @ factor.T, self.power)
+        return Problem(at, resampled(self.gains) * response, factor @ factor.T, self.power, response)
 
 
 def measure(

@@ -6,7 +6,9 @@ gain `g_k` says what the steps after it make of a disturbance. All of it togethe
 
     c = Σ_k g_k a_k (w_k − e_k)    and    E‖δx‖² = cᵀ G c,    G_ij = E⟨y_i, y_j⟩,
 
-so that one T × T matrix, measured once, judges any mask and any linear predictor.
+so that one T × T matrix, measured once, judges any mask and any linear predictor. Where skipped steps are corrected
+(`caching.ledger`), the computed step m after them takes `κ Σ_k a_k (w_k − v_k)` off again, with v_k the weights that
+interpolate step k between m and the computed steps before; the last step of all does not.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.caching import predictors
+from hasten.caching.ledger import DEGREE, SHARE, integral
 
 Vector = NDArray[np.float64]
 Mask = tuple[int, ...]
@@ -32,6 +35,12 @@ class Forecast:
     order: int
     damping: float = 1.0
     max_amplification: float = 4.0
+    corrected: bool = False
+
+    @property
+    def reach(self) -> int:
+        """How many computed steps before the last one it looks at."""
+        return max(self.order, DEGREE - 1) if self.corrected else self.order
 
     def weights(self, anchors: Sequence[float], target: float) -> predictors.Weights:
         """As the cache computes them; anchors newest first."""
@@ -41,6 +50,10 @@ class Forecast:
         return predictors.damped(weights, self.damping)
 
     def __str__(self) -> str:
+        return self._plain + (", corrected" if self.corrected else "")
+
+    @property
+    def _plain(self) -> str:
         if self.order == 0:
             return "reuse"
         return f"poly {self.order}" + ("" if self.damping == 1 else f" × {self.damping:g}")
@@ -48,6 +61,8 @@ class Forecast:
     def section(self, mask: Mask) -> dict[str, object]:
         """The `cache` section of a plan that computes these steps and predicts the others like this."""
         section: dict[str, object] = {"method": "taylorseer", "site": "output", "mask": list(mask), "cooldown": 0}
+        if self.corrected:
+            section["correct"] = True
         if self.order == 0:
             return section | {"method": "reuse"}
         return section | {
@@ -59,7 +74,11 @@ class Forecast:
         }
 
 
-FORECASTS = (Forecast(0), *(Forecast(order, damping) for order in (1, 2) for damping in (0.5, 0.75, 1.0)))
+FORECASTS = (
+    *(Forecast(order, corrected=True) for order in (0, 1, 2)),
+    Forecast(0),
+    *(Forecast(order, damping) for order in (1, 2) for damping in (0.5, 0.75, 1.0)),
+)
 
 
 @dataclass(frozen=True)
@@ -71,12 +90,14 @@ class Problem:
         impact: `g_k a_k`, shape (T,): what an error of one in step k's output does to the final latent.
         gram: `E⟨y_i, y_j⟩` per element, shape (T, T).
         power: mean square of the final latent per element.
+        response: a_k alone; None where all gains are 1.
     """
 
     sigmas: Vector
     impact: Vector
     gram: Vector
     power: float
+    response: Vector | None = None
     _parts: dict[tuple[Forecast, tuple[int, ...], int, int], Vector] = field(default_factory=dict, repr=False)
 
     @property
@@ -94,7 +115,7 @@ class Problem:
         for position, anchor in enumerate(mask):
             until = mask[position + 1] if position + 1 < len(mask) else self.steps
             if until > anchor + 1:
-                c += self._between(forecast, mask[max(0, position - forecast.order) : position + 1], until)
+                c += self._between(forecast, mask[max(0, position - forecast.reach) : position + 1], until)
         return c
 
     def _between(self, forecast: Forecast, anchors: tuple[int, ...], until: int) -> Vector:
@@ -103,8 +124,34 @@ class Problem:
         key = (forecast, anchors, until, 0)
         part = self._parts.get(key)
         if part is None:
-            part = self._parts[key] = self._errors(forecast, anchors, until).sum(axis=0)
+            part = self._errors(forecast, anchors, until).sum(axis=0)
+            if forecast.corrected and until < self.steps - 1:
+                part = part - self._correction(forecast, anchors, until)
+            self._parts[key] = part
         return part
+
+    def _correction(self, forecast: Forecast, anchors: tuple[int, ...], until: int) -> Vector:
+        """`g_m κ Σ_k a_k (w_k − v_k)` for the steps between the last anchor and the computed step m = `until`."""
+        response = self.impact if self.response is None else self.response
+        nodes = (until, *anchors[::-1][:DEGREE])
+        places = self._places
+        put = np.zeros(self.steps)
+        between = range(anchors[-1] + 1, until)
+        for node, weight in zip(nodes, integral(places, response.tolist(), between, nodes), strict=True):
+            put[node] -= weight
+        newest_first = anchors[::-1]
+        positions = [self._positions[anchor] for anchor in newest_first]
+        for target in range(anchors[-1] + 1, until):
+            weights = forecast.weights(positions, self._positions[target])
+            for anchor, weight in zip(newest_first, weights, strict=False):
+                put[anchor] += response[target] * weight
+        gain = self.impact[until] / response[until] if response[until] else 0.0
+        return put * gain * SHARE
+
+    @cached_property
+    def _places(self) -> list[float]:
+        response = self.impact if self.response is None else self.response
+        return [0.0, *np.abs(response).cumsum()[:-1].tolist()]
 
     def _errors(self, forecast: Forecast, anchors: tuple[int, ...], until: int) -> Vector:
         """`g_k a_k (w_k − e_k)` for each step k between the last anchor and `until`, shape (steps, T)."""
@@ -134,6 +181,11 @@ class Problem:
         for j in range(steps):
             for i in range(j + 1):
                 anchors = (j,) if i == j else (i, j)
+                if forecast.corrected:
+                    for k in range(j + 1, steps + 1):
+                        part = self._between(forecast, anchors, k) if k > j + 1 else np.zeros(steps)
+                        costs[i, j, k] = part @ self.gram @ part
+                    continue
                 rows = self._errors(forecast, anchors, steps)
                 # The sum over all pairs of steps before k is the leading square of this matrix.
                 pairs = (rows @ self.gram @ rows.T).cumsum(axis=0).cumsum(axis=1)

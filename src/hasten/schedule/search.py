@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations, product
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ def _dynamic(problem: Problem, forecast: Forecast, most: int) -> dict[int, Mask]
     State: the last two anchors, so exact for order 0 and 1; for higher orders, which look further back, it is a start.
     `D[m, j, k] = min_i D[m−1, i, j] + C[i, j, k]`.
     """
-    costs = problem.stretch_costs(forecast if forecast.order < 2 else Forecast(1, forecast.damping))
+    costs = problem.stretch_costs(forecast if forecast.order < 2 else replace(forecast, order=1))
     steps = problem.steps
     # One anchor, at 0: stretches end at k.
     best = np.full((steps, steps + 1), np.inf)

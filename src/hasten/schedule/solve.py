@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import log10
 from statistics import fmean
+from typing import NamedTuple
 
 import torch
 
 from hasten.generation import Session
+from hasten.metrics.fidelity import psnr
 from hasten.plan import load_plan
-from hasten.schedule.measure import Measured, timetable, watch
+from hasten.schedule.measure import Measured, Run, timetable, watch
 from hasten.schedule.problem import FORECASTS, Forecast, Mask, Problem
 from hasten.schedule.search import Candidate, frontier
 
 Job = tuple[str, int]
 """Prompt and seed."""
+_PERFECT = 100.0
+"""PSNR of an image that equals its reference, in means."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Point:
         mask: the computed steps.
         predicted: the error that the Gram matrix expects in the final latent, relative to its root mean square.
         measured: the mean of that error over real runs; None where none was made.
+        psnr: likewise of the images, in dB.
     """
 
     steps: int
@@ -35,6 +41,7 @@ class Point:
     forecast: Forecast
     predicted: float
     measured: float | None = None
+    psnr: float | None = None
 
     @property
     def budget(self) -> int:
@@ -75,7 +82,7 @@ def solve(
     if tries:
         for number, job in enumerate(jobs, start=1):
             progress(f"reference {number} of {len(jobs)} at {steps} steps")
-            references[job] = watch(session, *job).final
+            references[job] = watch(session, *job)
     points = []
     for budget in wanted:
         best = found[budget][0]
@@ -83,8 +90,9 @@ def solve(
         trials = []
         for number, candidate in enumerate(_varied(found[budget], tries), start=1):
             progress(f"{budget} of {length} computed: trying schedule {number} of {tries}")
-            error = fmean(closed_loop(session, candidate, job, final) for job, final in references.items())
-            trials.append(Point(length, candidate.mask, candidate.forecast, candidate.error, error))
+            tried = [closed_loop(session, candidate, job, reference) for job, reference in references.items()]
+            error, ratio = (fmean(column) for column in zip(*tried, strict=True))
+            trials.append(Point(length, candidate.mask, candidate.forecast, candidate.error, error, ratio))
         points.append(min(trials, key=lambda trial: trial.measured or 0.0, default=point))
     return points
 
@@ -95,13 +103,28 @@ def at_steps(session: Session, steps: int) -> Session:
     return replace(session, plan=session.plan.model_copy(update={"generation": generation, "cache": None}))
 
 
-def closed_loop(session: Session, candidate: Candidate | Point, job: Job, reference: torch.Tensor) -> float:
-    """The error of the final latent when the schedule is really run, relative to its root mean square."""
+def decoder_of(points: Sequence[Point]) -> float | None:
+    """PSNR of an image whose latent is wrong by its whole size, in dB, by what was run; None where nothing was."""
+    found = [point.psnr + 20 * log10(point.measured) for point in points if point.psnr and point.measured]
+    return fmean(found) if found else None
+
+
+class Tried(NamedTuple):
+    """What became of a schedule: the relative error of the final latent, and the PSNR in dB."""
+
+    error: float
+    psnr: float
+
+
+def closed_loop(session: Session, candidate: Candidate | Point, job: Job, reference: Run) -> Tried:
+    """Really run a schedule."""
     cache = load_plan({"cache": candidate.forecast.section(candidate.mask)}).cache
     accelerated = replace(session, plan=session.plan.model_copy(update={"cache": cache}))
-    latents = accelerated.run(*job).latents
-    assert latents is not None
-    return float(torch.linalg.vector_norm(latents.float().flatten() - reference) / torch.linalg.vector_norm(reference))
+    result = accelerated.run(*job)
+    assert result.latents is not None
+    moved = torch.linalg.vector_norm(result.latents.float().flatten() - reference.final)
+    ratio = min(psnr(result.pixels, reference.pixels), _PERFECT)
+    return Tried(float(moved / torch.linalg.vector_norm(reference.final)), ratio)
 
 
 def _varied(candidates: Sequence[Candidate], count: int) -> list[Candidate]:

@@ -39,6 +39,8 @@ class Calibration(Section):
         steps, prompts, size: of the runs that were measured.
         sigmas, gains, power, factor: see `measure.Measured`; factor row by row.
         frontier: the best schedules found.
+        decoder: PSNR of an image whose latent is wrong by its whole size, in dB: what the decoder makes of errors. None
+            where no schedule was run.
     """
 
     version: Literal[1] = 1
@@ -54,6 +56,7 @@ class Calibration(Section):
     power: float
     factor: list[list[float]]
     frontier: list[StoredPoint]
+    decoder: float | None = None
 
     @property
     def measured(self) -> Measured:
@@ -97,23 +100,23 @@ def calibration_of(session: Session, measured: Measured) -> Calibration:
     )
 
 
-def check_fits(stored: Calibration, session: Session) -> None:
+def check_fits(stored: Calibration, pipe: Any, model: str) -> None:
     """Whether a calibration is of this model.
 
     Raises:
         HastenError: names what differs and how to measure anew.
     """
     now = {
-        "denoiser": _denoiser(session.pipe),
-        "scheduler": type(session.pipe.scheduler).__name__,
-        "adapters": _adapters(session.pipe),
+        "denoiser": _denoiser(pipe),
+        "scheduler": type(getattr(pipe, "scheduler", None)).__name__,
+        "adapters": _adapters(pipe),
     }
     for key, value in now.items():
         before = getattr(stored, key)
         if before != value:
             raise HastenError(
                 f"the calibration is of another {key} ({before or 'none'}, now {value or 'none'}): measure again with "
-                f"hasten schedule {session.plan.model}"
+                f"hasten schedule {model}"
             )
 
 
