@@ -155,7 +155,7 @@ def stream(
     save: bool = False,
 ) -> Iterator[Result]:
     """`generate`, one image at a time, so that an interrupt loses only the one in the making."""
-    session = Session.open(plan, prompts, pipe=pipe, save=save)
+    session = Session.open(plan, prompts, pipe=pipe, save=save, lasting=False)
     with session.cleaning():
         for number, (prompt, seed) in enumerate(session.jobs, start=1):
             result = session.run(prompt, seed, number=number, progress=progress)
@@ -186,11 +186,14 @@ class Session:
         pipe: Any = None,
         save: bool = False,
         keeper: Keeper | None = None,
+        lasting: bool = True,
     ) -> Session:
         """Check everything that can be checked, then load: a mistake must not cost a model's loading time.
 
         Args:
             keeper: that of another session with the same pipeline.
+            lasting: False where a pipeline that is loaded here is for this plan alone: weights that the plan replaces,
+                by quantized ones for example, are then freed.
         """
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         for prompt in prompts:
@@ -211,6 +214,7 @@ class Session:
             plan = with_native(plan, native_of(pipe))
         if save:
             check_writable(plan.io.out)
+        keeps = lasting or pipe is not None
         if pipe is None:
             from hasten.loading import load
 
@@ -222,7 +226,7 @@ class Session:
 
             plan, note = resolve_quality(plan, pipe, plan.generation.num_inference_steps)
             notes = (note,)
-        return cls(plan, pipe, prompts, keeper or Keeper(pipe), notes)
+        return cls(plan, pipe, prompts, keeper or Keeper(pipe, keeps=keeps), notes)
 
     @property
     def jobs(self) -> list[tuple[str, int]]:

@@ -16,6 +16,7 @@ from diffusers.pipelines import pipeline_utils
 
 from hasten.devices import DTYPES, resolve_device, resolve_dtype
 from hasten.errors import LoadError
+from hasten.loaders import gguf_arguments, loading_arguments, names_in
 from hasten.models import Located, check_weights, config_folder_of, locate
 from hasten.plan import Plan
 from hasten.sampling.samplers import apply_sampler
@@ -25,7 +26,8 @@ def load(plan: Plan, *, pickle: bool = False) -> Any:
     """Load the pipeline that a plan names, in the plan's dtype, on its device, with its sampler.
 
     Args:
-        plan: `model`, `device`, `precision` and `sampler` are used.
+        plan: `model`, `device`, `precision` and `sampler` are used, and of `quantization` and `memory` what is done
+            while loading.
         pickle: also accept weights in pickle files (.bin), read with torch's weights-only reader.
 
     Returns:
@@ -40,13 +42,15 @@ def load(plan: Plan, *, pickle: bool = False) -> Any:
     own = component_dtypes(plan, device)
     with quiet_loading():
         if located.kind == "hub":
-            pipe = _load_hub(located.name, dtype, own, pickle)
+            pipe = _load_hub(located.name, plan, dtype, own, pickle)
         elif located.kind == "file":
-            pipe = _load_file(_there(located), dtype)
+            pipe = _load_file(_there(located), plan, dtype)
         else:
-            pipe = _load_folder(_there(located), dtype, own, pickle)
+            pipe = _load_folder(_there(located), plan, dtype, own, pickle)
         apply_sampler(pipe, plan.sampler)
         pipe.set_progress_bar_config(disable=True)
+        if plan.memory.device_map is not None:
+            return pipe
         try:
             return pipe.to(device)
         except torch.OutOfMemoryError as error:
@@ -139,7 +143,10 @@ def pipeline_class(folder: Path) -> type[Any]:
 
 def _components(folder: Path) -> dict[str, tuple[str, str]]:
     """The components that a folder's model_index.json names, each with its library and class."""
-    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    return _indexed(json.loads((folder / "model_index.json").read_text("utf-8")))
+
+
+def _indexed(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     return {
         name: (value[0], value[1])
         for name, value in index.items()
@@ -147,37 +154,46 @@ def _components(folder: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-def _load_folder(folder: Path, dtype: torch.dtype, own: Mapping[str, torch.dtype], pickle: bool) -> Any:
+def _load_folder(folder: Path, plan: Plan, dtype: torch.dtype, own: Mapping[str, torch.dtype], pickle: bool) -> Any:
     pipeline_class(folder)
     known = _components(folder)
     missing = [name for name in known if not (folder / name).is_dir()]
     if missing:
         raise LoadError(f"{folder} is incomplete: its model_index.json names {', '.join(missing)}, which is not there")
     check_weights(folder)
+    more = loading_arguments(plan, known, dtype)
     try:
         return DiffusionPipeline.from_pretrained(
             folder,
             **dtype_keyword(dtype, {name: value for name, value in own.items() if name in known}),
+            **more,
             use_safetensors=None if pickle else True,
             local_files_only=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         if not pickle and any(folder.glob("*/*.bin")):
             raise LoadError(
                 f"{folder} has weights in pickle files (.bin), which hasten does not open unless asked: get the "
                 "safetensors files, or in Python hasten.loading.load(plan, pickle=True)"
             ) from error
-        raise LoadError(f"{folder} cannot be loaded: {_first_line(error)}") from error
+        raise LoadError(f"{folder} cannot be loaded{_by(plan)}: {_first_line(error)}") from error
 
 
-def _load_hub(name: str, dtype: torch.dtype, own: Mapping[str, torch.dtype], pickle: bool) -> Any:
+def _by(plan: Plan) -> str:
+    return "" if plan.quantization.loader is None else f" by quantization.loader: {plan.quantization.loader}"
+
+
+def _load_hub(name: str, plan: Plan, dtype: torch.dtype, own: Mapping[str, torch.dtype], pickle: bool) -> Any:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
+        more = {}
+        if plan.quantization.loader is not None or plan.memory.device_map is not None:
+            more = loading_arguments(plan, _indexed(DiffusionPipeline.load_config(name)), dtype)
         return DiffusionPipeline.from_pretrained(
-            name, **dtype_keyword(dtype, own), use_safetensors=None if pickle else True
+            name, **dtype_keyword(dtype, own), **more, use_safetensors=None if pickle else True
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         causes = list(_causes(error))
         if any(isinstance(cause, GatedRepoError) for cause in causes):
             raise LoadError(
@@ -187,7 +203,7 @@ def _load_hub(name: str, dtype: torch.dtype, own: Mapping[str, torch.dtype], pic
             raise LoadError(f"{name} is no repository on the hub, or a private one: check the spelling") from error
         if any("Connect" in type(cause).__name__ or "Offline" in type(cause).__name__ for cause in causes):
             raise LoadError(_offline(name)) from error
-        raise LoadError(f"{name} cannot be loaded: {_first_line(error)}") from error
+        raise LoadError(f"{name} cannot be loaded{_by(plan)}: {_first_line(error)}") from error
 
 
 def _offline(name: str) -> str:
@@ -200,12 +216,21 @@ def _offline(name: str) -> str:
     )
 
 
-def _load_file(file: Path, dtype: torch.dtype) -> Any:
+def _load_file(file: Path, plan: Plan, dtype: torch.dtype) -> Any:
     """A single file holds weights only; how they are put together is read from a diffusers folder."""
-    check_weights(file)
+    for key, value in (
+        ("quantization.loader", plan.quantization.loader),
+        ("memory.device_map", plan.memory.device_map),
+    ):
+        if value is not None:
+            raise LoadError(f"{key}: diffusers loads no single file so; use its diffusers folder")
+    is_gguf = file.suffix == ".gguf"
+    if not is_gguf:
+        check_weights(file)
     folder = _config_folder(file)
     kind = pipeline_class(folder)
     denoiser = _denoiser_only(file, folder)
+    more = gguf_arguments(file, dtype) if is_gguf else {}
     if denoiser is None and not hasattr(kind, "from_single_file"):
         raise LoadError(f"diffusers cannot load a {kind.__name__} from a single file: use its diffusers folder")
     try:
@@ -213,12 +238,12 @@ def _load_file(file: Path, dtype: torch.dtype) -> Any:
             return kind.from_single_file(str(file), config=str(folder), **dtype_keyword(dtype), local_files_only=True)
         name, cls = denoiser
         module = cls.from_single_file(
-            str(file), config=str(folder), subfolder=name, **dtype_keyword(dtype), local_files_only=True
+            str(file), config=str(folder), subfolder=name, **dtype_keyword(dtype), **more, local_files_only=True
         )
         return DiffusionPipeline.from_pretrained(
             folder, **dtype_keyword(dtype), use_safetensors=True, local_files_only=True, **{name: module}
         )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         raise LoadError(f"{file} cannot be loaded as a {kind.__name__} of {folder}: {_first_line(error)}") from error
 
 
@@ -245,10 +270,7 @@ def _config_folder(file: Path) -> Path:
 
 def _denoiser_only(file: Path, folder: Path) -> tuple[str, type[Any]] | None:
     """The denoiser's name and class, where the file holds nothing else: the other weights then come from the folder."""
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as stream:
-        keys = list(stream.keys())
+    keys = names_in(file)
     others = ("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoder", "vae.")
     if any(key.startswith(others) for key in keys):
         return None

@@ -70,7 +70,7 @@ def locate(model: str) -> Located:
         return Located("folder", path.resolve().name, _pipeline_folder(path))
     if path.is_file():
         return Located("file", path.stem, _weights_file(path))
-    if _HUB_ID.fullmatch(model) and not model.startswith((".", "~")) and path.suffix != ".safetensors":
+    if _HUB_ID.fullmatch(model) and not model.startswith((".", "~")) and path.suffix not in (".safetensors", ".gguf"):
         return Located("hub", model, None)
     default = str(Plan.model_fields["model"].default)
     if model == default:
@@ -81,7 +81,7 @@ def locate(model: str) -> Located:
     hint = f"; did you mean {near[0]!r}?" if near else ""
     known = f"bundled here: {', '.join(bundled) or 'none'}"
     raise LoadError(
-        f"model {model!r} not found{hint} ({known}; otherwise a diffusers folder, a .safetensors file, "
+        f"model {model!r} not found{hint} ({known}; otherwise a diffusers folder, a .safetensors or .gguf file, "
         "or a hub id like Qwen/Qwen-Image)"
     )
 
@@ -101,10 +101,12 @@ def _pipeline_folder(path: Path) -> Path:
 
 
 def _weights_file(path: Path) -> Path:
+    if path.suffix == ".gguf":
+        return path
     if path.suffix != ".safetensors":
         raise LoadError(
-            f"{path} is no .safetensors file. Other formats (.ckpt, .pt, .bin) are pickles, which can run code when "
-            "they are opened: convert it to safetensors first"
+            f"{path} is no .safetensors or .gguf file. Other formats (.ckpt, .pt, .bin) are pickles, which can run "
+            "code when they are opened: convert it to safetensors first"
         )
     if (path.parent / "config.json").is_file() and (path.parent.parent / "model_index.json").is_file():
         raise LoadError(f"{path} holds one component of a pipeline: use the folder {path.parent.parent}")

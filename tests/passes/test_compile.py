@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import tiny
 from hasten import accelerate
@@ -115,3 +116,58 @@ def test_inductor_computes_the_same_image(qwen: Any, tmp_path: Any) -> None:
         result = qwen(**tiny.qwen_call(steps=3, guided=False)).images
     assert torch.allclose(result, plain, atol=1e-3)
     assert any(tmp_path.iterdir())
+
+
+def test_a_denoiser_can_be_traced(qwen: Any) -> None:
+    plain, before = qwen(**tiny.qwen_call(steps=3)).images, state(qwen)
+    with accelerate(qwen, "none", compile={"backend": "trace"}) as handle:
+        result = qwen(**tiny.qwen_call(steps=3)).images
+        other = qwen(**tiny.qwen_call(steps=3, seed=5)).images
+        (row,) = handle.report().passes
+    assert (row.component, row.what, row.figures["traces"]) == ("transformer", "traced as a whole", 2)  # two branches
+    assert torch.allclose(result, plain, atol=1e-4)
+    assert state(qwen) == before
+    assert torch.allclose(other, qwen(**tiny.qwen_call(steps=3, seed=5)).images, atol=1e-4)
+
+
+def test_a_unet_can_be_traced_and_its_output_cached() -> None:
+    pipe = tiny.stable_diffusion()
+    call = {"steps": 6}
+    with accelerate(pipe, "reuse", interval=2, first_enhance=1, site="output"):
+        expected = pipe(**tiny.stable_diffusion_call(**call)).images
+    with accelerate(pipe, "reuse", interval=2, first_enhance=1, compile={"backend": "trace"}) as handle:
+        result = pipe(**tiny.stable_diffusion_call(**call)).images
+        report = handle.report()
+    assert report.site == "output"
+    assert report.skipped_steps >= 2
+    assert torch.allclose(result, expected, atol=1e-4)
+
+
+class Deciding(nn.Module):
+    """Takes another way for large numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) if float(timestep) > 499 else x
+
+
+def test_what_decides_by_values_is_not_traced() -> None:
+    model = Deciding().eval()
+    with (
+        accelerate(model, "none", compile={"backend": "trace"}),
+        pytest.raises(PassError, match=r"what was traced of denoiser \(Deciding\) does not hold for other numbers"),
+        torch.no_grad(),
+    ):
+        model(torch.ones(1, 4), torch.tensor(499.2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"mode": "max-autotune"}, "mode"), ({"scope": "blocks", "dynamic": True}, "scope: blocks, dynamic")],
+)
+def test_tracing_has_no_settings_of_torch_compile(qwen: Any, settings: Any, named: str) -> None:
+    with pytest.raises(PassError, match=rf"compile\.backend: trace records .* it has no {named}"):
+        accelerate(qwen, "none", compile={"backend": "trace", **settings})

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import prompted
 import tiny
 from hasten import accelerate, load_plan
 from hasten.errors import PassError, PlanError
+from hasten.passes.activations import estimate
 from passes.states import state
 
 
@@ -121,3 +125,58 @@ def test_weights_come_to_the_accelerator_when_they_are_used(settings: Any) -> No
     assert {p.device.type for part in (pipe.transformer, pipe.vae, pipe.text_encoder) for p in part.parameters()} == {
         "cuda"
     }
+
+
+class Live(TorchDispatchMode):
+    """The most bytes that the results of operations took at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {
+            tensor.untyped_storage()._cdata
+            for tensor in tree_leaves((args, kwargs))
+            if isinstance(tensor, torch.Tensor)
+        }
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in before | self._known:
+                storage = tensor.untyped_storage()
+                self._known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return result
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("family", ["unet", "transformer"])
+def test_activations_are_estimated_within_a_factor(family: str) -> None:
+    if family == "unet":
+        model: Any = tiny.unet(
+            1,
+            block_out_channels=(32, 32),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )
+        inputs = {"sample": tiny.noise(2, 4, 32, 32), "encoder_hidden_states": tiny.noise(2, tiny.TEXT, 24)}
+        guess = estimate(model, 32, 32, 4, 2)
+    else:
+        model = tiny.qwen_transformer(2)
+        inputs = {
+            "hidden_states": tiny.noise(1, 1024, 16),
+            "encoder_hidden_states": tiny.noise(1, tiny.TEXT, 24),
+            "encoder_hidden_states_mask": torch.ones(1, tiny.TEXT, dtype=torch.long),
+            "img_shapes": [[(1, 32, 32)]],
+        }
+        guess = estimate(model, 64, 64, 4, 1)
+    live = Live()
+    with torch.no_grad(), live:
+        model(**inputs, timestep=torch.full((len(next(iter(inputs.values()))),), 0.5))
+    assert 0.5 < guess / live.peak < 2

@@ -28,11 +28,13 @@ PLANS: dict[str, dict[str, Any]] = {
     "attention.slicing": {"attention": {"slicing": "max"}},
     "attention.fused_qkv": {"attention": {"fused_qkv": True}},
     "attention.channels_last": {"attention": {"channels_last": True}},
+    "tokens": {"tokens": {"ratio": 0.5}},
     "cache of the output": {"cache": {"method": "reuse", "interval": 2, "first_enhance": 1, "site": "output"}},
     "cache of blocks": {"cache": {"method": "reuse", "interval": 2, "first_enhance": 1, "site": "residual"}},
     # torch's tracing is what can meet other passes; code generation would take minutes.
     "compile.scope: blocks": {"compile": {"scope": "blocks", "backend": "eager"}},
     "compile.scope: model": {"compile": {"scope": "model", "backend": "eager"}},
+    "compile.backend: trace": {"compile": {"backend": "trace"}},
     "memory.vae_slicing": {"memory": {"vae_slicing": True}},
     "memory.vae_tiling": {"memory": {"vae_tiling": True}},
     "offload: group, leaf": {"memory": {"offload": "group"}},
@@ -40,14 +42,16 @@ PLANS: dict[str, dict[str, Any]] = {
 }
 REFUSED = {frozenset((pair.first, pair.second)): pair.reason for pair in CONFLICTS}
 PAIRS = [pair for pair in combinations(FEATURES, 2) if not alternatives(*pair)]
-# Each family has what the other lacks: a UNet can be sliced, a transformer's blocks can be left out.
-ONLY_UNET = {"attention.slicing", "attention.fused_qkv", "attention.channels_last"}
-ONLY_TRANSFORMER = {"attention.backend", "cache of blocks"}
-ALLOWED = [
-    pair
-    for pair in PAIRS
-    if frozenset(pair) not in REFUSED and not (set(pair) & ONLY_UNET and set(pair) & ONLY_TRANSFORMER)
-]
+ALLOWED = [pair for pair in PAIRS if frozenset(pair) not in REFUSED]
+# What only one of the tiny pipelines has.
+UNET = {"attention.slicing", "attention.fused_qkv", "attention.channels_last"}
+
+
+def family(first: str, second: str) -> str:
+    """A pipeline that has both."""
+    if {first, second} & UNET:
+        return "flux" if "attention.backend" in (first, second) else "sd"
+    return "qwen"
 
 
 def both(first: str, second: str, disk: Path = Path("unused")) -> dict[str, Any]:
@@ -57,12 +61,14 @@ def both(first: str, second: str, disk: Path = Path("unused")) -> dict[str, Any]
             made[section] = {**(made.get(section) or {}), **values}
         if name.startswith("offload"):
             made["memory"]["disk"] = str(disk)
+        if name == "cache of blocks" and family(first, second) == "sd":
+            made["cache"]["site"] = "unet_branch"
     return made
 
 
 @pytest.fixture(scope="module")
 def pipes() -> dict[str, Any]:
-    return {"qwen": tiny.qwen(2), "sd": tiny.stable_diffusion()}
+    return {"qwen": tiny.qwen(2), "sd": tiny.stable_diffusion(), "flux": tiny.flux(2, 1)}
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:torch")
@@ -76,8 +82,9 @@ def test_a_pair_that_is_not_refused_works_and_is_taken_off_again(
 ) -> None:
     if "quantization" in (first, second):
         pytest.importorskip("torchao")
-    family = "sd" if {first, second} & ONLY_UNET else "qwen"
-    pipe, call = pipes[family], tiny.stable_diffusion_call if family == "sd" else tiny.qwen_call
+    name = family(first, second)
+    calls = {"sd": tiny.stable_diffusion_call, "qwen": tiny.qwen_call, "flux": tiny.flux_call}
+    pipe, call = pipes[name], calls[name]
     steps = 8 if "adaptive" in (first, second) else 4
     plain = pipe(**call(steps=steps)).images
     # What comes back from disk is the same in another place.

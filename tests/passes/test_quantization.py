@@ -13,7 +13,7 @@ import prompted
 import tiny
 from hasten import accelerate, load_plan
 from hasten.errors import PassError, PlanError
-from hasten.passes.quantization import layers_of, weight_error
+from hasten.passes.quantization import error_squares, layers_of
 from passes.states import state
 
 
@@ -64,10 +64,8 @@ def test_delicate_and_excluded_layers_are_left_out() -> None:
     assert not any("attn" in name for name in fewer)
 
 
-def test_the_error_is_that_of_all_weights_together() -> None:
-    before = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
-    after = {"a": torch.tensor([3.0]), "b": torch.tensor([3.5])}
-    assert weight_error(before, after) == pytest.approx(0.1)
+def test_the_error_is_relative_to_the_weights() -> None:
+    assert error_squares(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.5])) == pytest.approx((0.25, 25.0))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from hasten.errors import PassError
+from hasten.passes.activations import estimate
 from hasten.passes.target import Target, bytes_of, floating_dtype
 from hasten.plan import Plan
 from hasten.plan.speed import Memory
@@ -38,8 +39,8 @@ class _Option(NamedTuple):
 def choose(target: Target, plan: Plan, limit: float, *, has_accelerator: bool) -> Choice:
     """The first of the ways to save memory, the cheapest first, whose estimate is under the limit.
 
-    The estimate is of weights and of the decoder's largest feature maps. The denoiser's activations are not in it: they
-    are small beside these, except for films.
+    The estimate is of weights and of what is the larger of the denoiser's activations and the decoder's feature maps:
+    they follow each other. It is made from sizes; nothing is run.
 
     Args:
         limit: in bytes.
@@ -60,8 +61,10 @@ def _options(target: Target, plan: Plan, *, has_accelerator: bool) -> Iterator[_
     text = sum(size for name, size in weights.items() if "text_encoder" in name)
     everything = sum(weights.values())
     whole, tiled = _decoding(target, plan)
+    busy = _denoising(target, plan)
+    tiles: dict[str, Any] = {"vae_tiling": True, "vae_slicing": True} if tiled < whole > busy else {}
+    whole, tiled = max(whole, busy), max(tiled, busy)
     yield _Option("nothing to do", Memory(), everything + whole)
-    tiles: dict[str, Any] = {"vae_tiling": True, "vae_slicing": True} if tiled < whole else {}
     if tiles:
         yield _Option("VAE in tiles", Memory(**tiles), everything + tiled)
     steps = " and VAE in tiles" if tiles else ""
@@ -73,7 +76,7 @@ def _options(target: Target, plan: Plan, *, has_accelerator: bool) -> Iterator[_
             yield _Option(f"text encoder on disk{steps}", settings, everything - text + tiled)
         yield _Option(f"weights on disk{steps}", Memory(offload="group", disk=disk, **tiles), largest + tiled)
         return
-    part = max(size + (tiled if name == "vae" else 0) for name, size in weights.items())
+    part = max(size + (0 if "text_encoder" in name else tiled) for name, size in weights.items())
     if target.is_pipeline:
         yield _Option(f"offload: model{steps}", Memory(offload="model", **tiles), part)
     stream = target.device.type == "cuda"
@@ -84,6 +87,19 @@ def _options(target: Target, plan: Plan, *, has_accelerator: bool) -> Iterator[_
 def _leaf(part: nn.Module) -> int:
     sizes = (sum(p.numel() * p.element_size() for p in module.parameters(recurse=False)) for module in part.modules())
     return max(sizes, default=0)
+
+
+def _denoising(target: Target, plan: Plan) -> float:
+    """Bytes that one call of a denoiser takes beside its weights; guidance in the batch is counted where UNets are."""
+    vae: Any = target.modules.get("vae")
+    channels = getattr(getattr(vae, "config", None), "latent_channels", None) or getattr(
+        getattr(vae, "config", None), "z_dim", None
+    )
+    scale = getattr(target.pipe, "vae_scale_factor", None) or 8
+    width, height = (int(getattr(plan.generation, side) or _DEFAULT_SIZE) // scale for side in ("width", "height"))
+    batches = {name: 2 if name.startswith("unet") else 1 for name in target.denoisers}
+    sizes = (estimate(target.modules[name], height, width, channels, batch) for name, batch in batches.items())
+    return max(sizes, default=0.0)
 
 
 def _decoding(target: Target, plan: Plan) -> tuple[float, float]:

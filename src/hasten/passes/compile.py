@@ -21,6 +21,8 @@ from hasten.caching.wiring import repeated_blocks
 from hasten.errors import PassError
 from hasten.passes.change import Change, Done, Figure
 from hasten.passes.target import Target
+from hasten.passes.trace import BACKEND as TRACE
+from hasten.passes.trace import check_settings, trace
 from hasten.plan import Plan
 from hasten.plan.speed import Compile
 
@@ -46,9 +48,16 @@ def compile_(target: Target, plan: Plan) -> Iterator[Change]:
     section = plan.compile
     if not section.on:
         return
+    if section.backend == TRACE:
+        check_settings(section)
+        for name in target.denoisers:
+            yield Change(NAME, name, "traced as a whole", partial(trace, name, target.modules[name]))
+        return
     backends = torch.compiler.list_backends(exclude_tags=())
     if section.backend is not None and section.backend not in backends:
-        raise PassError(f"compile.backend: torch has no {section.backend!r} here; it has {', '.join(backends)}")
+        raise PassError(
+            f"compile.backend: torch has no {section.backend!r} here; it has {', '.join(backends)}, and there is trace"
+        )
     yield Change(NAME, "pipeline", "compilations", partial(_watch, section))
     for name in target.denoisers:
         part = target.modules[name]
@@ -115,6 +124,11 @@ def _tap(module: nn.Module, section: Compile) -> Compiled:
     return Compiled(module, "forward", around)
 
 
+def _from_cache(counters: Any) -> int:
+    """How many graphs were read from disk in place of being compiled: by inductor, or with what stands before it."""
+    return int(counters["aot_autograd"]["autograd_cache_hit"] + counters["inductor"]["fxgraph_cache_hit"])
+
+
 def _watch(section: Compile) -> Done:
     """Count what torch compiles from now on, keep it on disk, and have a fall-back to eager raise."""
     import torch._dynamo
@@ -123,7 +137,7 @@ def _watch(section: Compile) -> Done:
 
     compiled: list[str] = []
     seconds = [0.0, 0.0]  # begun, spent
-    broken = sum(counters["graph_break"].values())
+    broken, reused = sum(counters["graph_break"].values()), _from_cache(counters)
 
     def begins(args: CallbackArgs) -> None:
         seconds[0] = time.perf_counter()
@@ -158,6 +172,7 @@ def _watch(section: Compile) -> Done:
             "compilations": len(set(compiled)),
             "recompilations": again,
             "graph_breaks": breaks,
+            "from_cache": _from_cache(counters) - reused,
             "seconds": round(seconds[1], 2),
         }
 

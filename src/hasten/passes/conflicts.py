@@ -20,6 +20,14 @@ def _formats(plan: Plan) -> list[str]:
     return [value for value in values if value is not None]
 
 
+def _traced(plan: Plan) -> bool:
+    return plan.compile.on and plan.compile.backend == "trace"
+
+
+def _compiled(plan: Plan) -> bool:
+    return plan.compile.on and not _traced(plan)
+
+
 FEATURES: dict[str, Callable[[Plan], bool]] = {
     "adaptive": lambda plan: plan.adaptive.on,
     "formats": lambda plan: any(value in ("fp32", "fp16", "bf16") for value in _formats(plan)),
@@ -30,10 +38,12 @@ FEATURES: dict[str, Callable[[Plan], bool]] = {
     "attention.slicing": lambda plan: plan.attention.slicing is not None,
     "attention.fused_qkv": lambda plan: bool(plan.attention.fused_qkv),
     "attention.channels_last": lambda plan: bool(plan.attention.channels_last),
+    "tokens": lambda plan: plan.tokens.on,
     "cache of the output": lambda plan: any(cache.site in _WHOLE_SITES for cache in plan.caches),
     "cache of blocks": lambda plan: any(cache.site not in _WHOLE_SITES for cache in plan.caches),
-    "compile.scope: blocks": lambda plan: plan.compile.on and plan.compile.scope != "model",
-    "compile.scope: model": lambda plan: plan.compile.on and plan.compile.scope == "model",
+    "compile.scope: blocks": lambda plan: _compiled(plan) and plan.compile.scope != "model",
+    "compile.scope: model": lambda plan: _compiled(plan) and plan.compile.scope == "model",
+    "compile.backend: trace": _traced,
     "memory.vae_slicing": lambda plan: bool(plan.memory.vae_slicing),
     "memory.vae_tiling": lambda plan: bool(plan.memory.vae_tiling),
     "offload: group, leaf": lambda plan: plan.memory.offload == "group" and plan.memory.group != "block",
@@ -65,6 +75,8 @@ def _on_disk(plan: Plan) -> bool:
     return plan.memory.disk is not None
 
 
+_TRACED = "compile.backend: trace"
+_FROZEN = "what it does before each call would be recorded as it was in the first"
 _COMING = "weights come and go inside of what is compiled; take scope: blocks with group: block"
 
 CONFLICTS = (
@@ -99,6 +111,14 @@ CONFLICTS = (
     Pair("compile.scope: blocks", "offload: group, leaf", _COMING),
     Pair("compile.scope: model", "offload: group, leaf", _COMING),
     Pair("compile.scope: model", "offload: group, block", _COMING),
+    Pair("fp8 storage", _TRACED, _FROZEN),
+    Pair("quantization", _TRACED, "torch.jit has no words for quantized weights; torch.compile has"),
+    Pair("tokens", _TRACED, _FROZEN),
+    Pair(
+        "cache of blocks", _TRACED, "blocks of a model that is traced as a whole cannot be left out; take site: output"
+    ),
+    Pair(_TRACED, "offload: group, leaf", _FROZEN),
+    Pair(_TRACED, "offload: group, block", _FROZEN),
 )
 
 
@@ -118,7 +138,11 @@ def check_conflicts(plan: Plan) -> None:
 
 def alternatives(first: str, second: str) -> bool:
     """Whether two features are two values of one setting, so that they cannot meet."""
-    return ":" in first and first.partition(":")[0] == second.partition(":")[0]
+    return ":" in first and _setting(first) == _setting(second)
+
+
+def _setting(feature: str) -> str:
+    return "compile" if feature.startswith("compile.") else feature.partition(":")[0]
 
 
 def matrix() -> str:
@@ -129,7 +153,7 @@ def matrix() -> str:
 
     def cell(first: str, second: str) -> str:
         number = refused.get(frozenset((first, second)))
-        return f"no ({number})" if number else "–" if alternatives(first, second) else "yes"
+        return f"no ({number})" if number else "–" if alternatives(first, second) else "tested"
 
     rows = [
         [first, *("" if column <= row else cell(first, second) for column, second in enumerate(names) if column)]

@@ -23,7 +23,9 @@ class _Entry(NamedTuple):
     after: Any
 
 
-def reversible(root: Any, operation: Callable[[], object], *, weights: bool = False) -> Callable[[], None]:
+def reversible(
+    root: Any, operation: Callable[[], object], *, weights: bool = False, keeps: bool = True
+) -> Callable[[], None]:
     """Run an operation on an object; what it changed there is put back by the returned function.
 
     What somebody else has changed again in the meantime is left alone. An operation that raises is undone at once.
@@ -33,7 +35,11 @@ def reversible(root: Any, operation: Callable[[], object], *, weights: bool = Fa
         operation: may replace attributes, hooks, submodules, parameters and buffers.
         weights: it also writes into parameters and buffers (`module.to(dtype)` does): the operation then gets others in
             their place, which share the memory until they are written to as a whole.
+        keeps: False runs it and keeps nothing, so that what was there before can be freed: then nothing is put back.
     """
+    if not keeps:
+        operation()
+        return lambda: None
     before = {id(holder): (holder, dict(holder)) for holder in _holders(root)}
     try:
         _copy_registries(root)

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from hasten.caching.report import PassRow
+from hasten.errors import PassError
 from hasten.passes.adaptive import adaptive
 from hasten.passes.attention import attention, fuse
 from hasten.passes.change import Change, Done
@@ -22,12 +23,13 @@ from hasten.passes.precision import precision
 from hasten.passes.quantization import quantization
 from hasten.passes.sampler import sampler
 from hasten.passes.target import Target
+from hasten.passes.tokens import tokens
 from hasten.plan import Plan
 from hasten.plan.speed import SPEED
 
 Pass = Callable[[Target, Plan], Iterator[Change]]
 
-PASSES: tuple[Pass, ...] = (sampler, adaptive, precision, fuse, quantization, attention, compile_, memory)
+PASSES: tuple[Pass, ...] = (sampler, adaptive, precision, fuse, quantization, attention, tokens, compile_, memory)
 
 
 class Passes:
@@ -50,17 +52,18 @@ class Passes:
         self._undo.close()
 
 
-def apply_passes(pipe: Any, plan: Plan) -> Passes:
+def apply_passes(pipe: Any, plan: Plan, *, keeps: bool = True) -> Passes:
     """Apply what a plan says besides its cache.
 
     Args:
         pipe: a pipeline or a bare denoiser.
+        keeps: False frees weights that are replaced by others, which cannot be put back then.
 
     Raises:
         PassError: something that this pipeline or machine cannot take. Nothing is changed then, nor by any other error.
     """
     check_conflicts(plan)
-    target = Target.of(pipe)
+    target = Target.of(pipe, keeps=keeps)
     changes = [change for one in PASSES for change in one(target, plan)]
     made: list[tuple[Change, Done]] = []
     with ExitStack() as stack:
@@ -80,10 +83,14 @@ class Keeper:
     """The passes on one pipeline over many runs: put on when a run needs them, exchanged when the next needs others.
 
     Compiling and quantizing cost seconds to minutes, and runs of one plan follow each other.
+
+    Args:
+        keeps: False for a pipeline that serves one plan and is thrown away then: weights that are replaced are freed.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, *, keeps: bool = True) -> None:
         self._pipe = pipe
+        self._keeps = keeps
         self._passes: Passes | None = None
         self._sections: tuple[object, ...] = ()
 
@@ -100,9 +107,11 @@ class Keeper:
         """
         sections = tuple(getattr(plan, name) for name in SPEED)
         if sections != self._sections:
+            if self._passes is not None and not self._keeps:
+                raise PassError("this pipeline's weights were replaced for good: load it again for another plan")
             self.release()
             if wants_passes(plan):
-                self._passes = apply_passes(self._pipe, plan)
+                self._passes = apply_passes(self._pipe, plan, keeps=self._keeps)
             self._sections = sections
 
     def release(self) -> None:

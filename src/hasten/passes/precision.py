@@ -45,10 +45,12 @@ def precision(target: Target, plan: Plan) -> Iterator[Change]:
         after[name] = new
         if key in STORED:
             what = f"stored as {key}, computed in {_word(new)} (was {_word(old)})"
-            yield Change(NAME, name, what, partial(_store, part, STORED[key], new))
+            yield Change(NAME, name, what, partial(_store, part, STORED[key], new, target.keeps))
         elif new is not old:
             refused = f"; {key} was asked for, and this VAE overflows in it" if new is not DTYPES[key] else ""
-            yield Change(NAME, name, f"{_word(new)} (was {_word(old)}){refused}", partial(_convert, part, new))
+            yield Change(
+                NAME, name, f"{_word(new)} (was {_word(old)}){refused}", partial(_convert, part, new, target.keeps)
+            )
         elif new is not DTYPES.get(key, new):
             yield Change(NAME, name, f"stays {_word(new)}: {key} was asked for, and this VAE overflows in it")
     if after != before or len(set(after.values())) > 1:
@@ -82,9 +84,9 @@ def _border(part: nn.Module) -> Done:
     return Done(install_border(part))
 
 
-def _convert(part: nn.Module, dtype: torch.dtype) -> Done:
+def _convert(part: nn.Module, dtype: torch.dtype, keeps: bool) -> Done:
     before = bytes_of(part)
-    undo = reversible(part, partial(cast_weights, part, dtype), weights=True)
+    undo = reversible(part, partial(cast_weights, part, dtype), weights=True, keeps=keeps)
     return Done(undo, {"bytes_before": before, "bytes_after": bytes_of(part)})
 
 
@@ -120,7 +122,7 @@ def kept_in_fp32(part: nn.Module, dtype: torch.dtype) -> Callable[[str], bool]:
     return lambda name: any(pattern.search(name) for pattern in found)
 
 
-def _store(part: nn.Module, storage: torch.dtype, compute: torch.dtype) -> Done:
+def _store(part: nn.Module, storage: torch.dtype, compute: torch.dtype, keeps: bool) -> Done:
     from diffusers.hooks import apply_layerwise_casting
     from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 
@@ -137,7 +139,7 @@ def _store(part: nn.Module, storage: torch.dtype, compute: torch.dtype) -> Done:
         cast_weights(part, compute)
         apply_layerwise_casting(part, storage, compute, skip_modules_pattern=skipped)
 
-    undo = reversible(part, operation, weights=True)
+    undo = reversible(part, operation, weights=True, keeps=keeps)
     return Done(undo, {"bytes_before": before, "bytes_after": bytes_of(part)})
 
 

@@ -19,7 +19,7 @@ from hasten.passes.change import Change, Done
 from hasten.passes.journal import reversible
 from hasten.passes.precision import kept_in_fp32
 from hasten.passes.target import Target, bytes_of
-from hasten.plan import Plan
+from hasten.plan import Plan, Quantization
 
 NAME = "quantization"
 # Schemes by their classes in torchao, and what they need.
@@ -39,6 +39,8 @@ def quantization(target: Target, plan: Plan) -> Iterator[Change]:
     Raises:
         PassError: no torchao, a scheme that this device cannot compute, or a component without linear layers.
     """
+    if plan.quantization.on and plan.quantization.loader is not None:
+        yield from _by_loader(target, plan.quantization)
     wanted = _wanted(target, plan)
     if not wanted:
         return
@@ -53,7 +55,7 @@ def quantization(target: Target, plan: Plan) -> Iterator[Change]:
             raise PassError(f"quantization: {name} ({type(part).__name__}) has no linear layers that are not excluded")
         linear = sum(isinstance(module, nn.Linear) for module in part.modules())
         what = f"{scheme} in {len(chosen)} of {linear} linear layers"
-        yield Change(NAME, name, what, partial(_quantize, part, scheme, chosen))
+        yield Change(NAME, name, what, partial(_quantize, part, scheme, chosen, target.keeps))
 
 
 def _wanted(target: Target, plan: Plan) -> dict[str, str]:
@@ -90,34 +92,52 @@ def layers_of(part: nn.Module, exclude: tuple[str, ...] = ()) -> dict[str, nn.Li
     }
 
 
-def _quantize(part: nn.Module, scheme: str, chosen: dict[str, nn.Linear]) -> Done:
+def _quantize(part: nn.Module, scheme: str, chosen: dict[str, nn.Linear], keeps: bool) -> Done:
     with _quiet():
         from torchao import quantization as torchao
 
         config = getattr(torchao, _CONFIGS[scheme])()
-    before, originals = bytes_of(part), {name: layer.weight.detach() for name, layer in chosen.items()}
+    before = bytes_of(part)
+    squares = [0.0, 0.0]
 
     def operation() -> None:
-        with _quiet():
-            torchao.quantize_(part, config, filter_fn=lambda module, name: name in chosen)
+        # One by one, so that no more than one layer is there twice.
+        for layer in chosen.values():
+            weight = layer.weight.detach()
+            with _quiet():
+                torchao.quantize_(layer, config)
+            squares[:] = map(sum, zip(squares, error_squares(weight, layer.weight), strict=True))
 
     try:
-        undo = reversible(part, operation, weights=True)
+        undo = reversible(part, operation, weights=True, keeps=keeps)
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
         raise PassError(f"quantization: torchao refuses {scheme} for {type(part).__name__}: {error}") from error
-    difference = weight_error(originals, {name: layer.weight for name, layer in chosen.items()})
+    difference = (squares[0] / max(squares[1], 1e-30)) ** 0.5
     return Done(undo, {"bytes_before": before, "bytes_after": bytes_of(part), "weight_error": f"{difference:.2%}"})
 
 
-def weight_error(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
-    """The relative difference of all weights together: ‖Ŵ − W‖ / ‖W‖."""
-    difference = norm = 0.0
-    for name, weight in before.items():
-        now: Any = after[name]
-        plain = now.dequantize() if hasattr(now, "dequantize") else now
-        difference += float((plain.float() - weight.float()).square().sum())
-        norm += float(weight.float().square().sum())
-    return (difference / max(norm, 1e-30)) ** 0.5
+def error_squares(before: Tensor, after: Any) -> tuple[float, float]:
+    """‖Ŵ − W‖² and ‖W‖² of one layer; over all layers, the root of their ratio is the relative error."""
+    plain = after.dequantize() if hasattr(after, "dequantize") else after
+    difference = plain.float() - before.float()
+    return float(difference.square().sum()), float(before.float().square().sum())
+
+
+def _by_loader(target: Target, section: Quantization) -> Iterator[Change]:
+    """What was quantized while it was loaded."""
+    for name in section.components or target.denoisers:
+        part = target.modules[target.named("quantization.components", name)[0]]
+        if getattr(part, "hf_quantizer", None) is None and not getattr(part, "is_quantized", False):
+            raise PassError(
+                f"quantization.loader: {name} was loaded without it. {section.loader} quantizes while a model is "
+                "loaded: hasten.loading.load(plan), hasten.generate(plan, …) and hasten generate do so"
+            )
+        yield Change(
+            NAME,
+            name,
+            f"by {section.loader}, while it was loaded",
+            partial(Done, lambda: None, {"bytes": bytes_of(part)}),
+        )
 
 
 @contextlib.contextmanager

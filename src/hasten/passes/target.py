@@ -24,14 +24,16 @@ class Target:
         pipe: the pipeline, or the bare denoiser.
         modules: its parts that compute, by their names in the pipeline.
         denoisers: the names of those that are called at every step.
+        keeps: whether weights that are replaced by others are kept, to be put back.
     """
 
     pipe: Any
     modules: dict[str, nn.Module]
     denoisers: tuple[str, ...]
+    keeps: bool = True
 
     @classmethod
-    def of(cls, pipe: Any) -> Target:
+    def of(cls, pipe: Any, *, keeps: bool = True) -> Target:
         """Look at a pipeline, or at a bare denoiser."""
         try:
             denoisers = {port.name: port.module for port in ports_of(pipe)}
@@ -39,7 +41,7 @@ class Target:
             denoisers = {}
         found = {} if isinstance(pipe, nn.Module) else components_of(pipe)
         modules = {name: part for name, part in found.items() if isinstance(part, nn.Module)}
-        return cls(pipe, modules or denoisers, tuple(denoisers))
+        return cls(pipe, modules or denoisers, tuple(denoisers), keeps)
 
     @property
     def title(self) -> str:

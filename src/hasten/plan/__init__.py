@@ -12,7 +12,7 @@ from hasten.plan.build import build_plan, load_plan
 from hasten.plan.overlay import preset_names, read_preset
 from hasten.plan.sampling import Sampler
 from hasten.plan.schema import Cache, Generation, Output, Plan
-from hasten.plan.speed import Attention, Compile, Memory, Precision, Quantization
+from hasten.plan.speed import Attention, Compile, Memory, Precision, Quantization, Tokens
 
 __all__ = [
     "AdaptiveSteps",
@@ -26,6 +26,7 @@ __all__ = [
     "Precision",
     "Quantization",
     "Sampler",
+    "Tokens",
     "Uncertainty",
     "build_plan",
     "load_plan",

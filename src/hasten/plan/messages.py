@@ -98,7 +98,7 @@ def wrong(schema: type[BaseModel], error: Mapping[str, Any], value: Any) -> Wron
     path: list[str] = []
     owner, field = schema, None
     for part in error["loc"]:
-        if part in ("one", "several"):  # which of the two forms of a section it is
+        if path == ["cache"] and part in ("one", "several"):  # which of the two forms of a section it is
             continue
         if isinstance(part, int) and field is not None and owner is not None:
             path.append(str(part))
@@ -190,6 +190,8 @@ def _expected(annotation: Any, metadata: list[Any]) -> str:
         return f"text{_filled(metadata)}"
     if annotation is Path:
         return "a path"
+    if origin is dict:
+        return "a mapping"
     short = annotation.model_fields.get(getattr(annotation, "short_form", None))
     return f"a mapping of settings{f', or {expected(short)}' if short else ''}"
 

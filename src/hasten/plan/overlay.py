@@ -269,6 +269,8 @@ def _long_form(name: str, section: type[BaseModel], value: Any) -> Any:
         return _Anew({choice: value})
     if isinstance(value, bool) and "enabled" in section.model_fields:
         return {"enabled": value}
+    if choice in ("ratio", "limit") and isinstance(value, int | float) and not isinstance(value, bool):
+        return _Anew({choice: value})
     return {} if value is None and name != "cache" else value
 
 

@@ -21,7 +21,7 @@ from hasten.plan.adaptive import AdaptiveSteps
 from hasten.plan.checks import cross_check
 from hasten.plan.sampling import Sampler
 from hasten.plan.section import Number, Section, Text, Whole
-from hasten.plan.speed import Attention, Compile, Memory, Precision, Quantization
+from hasten.plan.speed import Attention, Compile, Memory, Precision, Quantization, Tokens
 from hasten.plan.values import a_filename, as_device, as_dtype, as_name, ascending
 
 DEFERRED = "hasten: the combinations are checked by the caller"
@@ -287,6 +287,7 @@ class Plan(Section):
     adaptive: AdaptiveSteps = AdaptiveSteps()
     quantization: Quantization = Quantization()
     attention: Attention = Attention()
+    tokens: Tokens = Tokens()
     compile: Compile = Compile()
     memory: Memory = Memory()
     cache: Caches | None = None

@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from hasten.plan.section import Section, Text, Whole
-from hasten.plan.values import a_pattern, as_bytes, as_dtype, as_name, as_scheme
+from hasten.plan.section import Number, Section, Text, Whole
+from hasten.plan.values import a_pattern, as_bytes, as_dtype, as_name, as_part, as_scheme
 
-SPEED = ("sampler", "adaptive", "precision", "quantization", "attention", "compile", "memory")
+SPEED = ("sampler", "adaptive", "precision", "quantization", "attention", "tokens", "compile", "memory")
 """The sections of a plan that are put on a pipeline before the cache."""
 
 ComponentDtype = Annotated[Literal["fp32", "fp16", "bf16", "fp8", "fp8_e5m2", "int8"], BeforeValidator(as_dtype)]
@@ -70,6 +70,12 @@ class Quantization(Section):
     text_encoder_3: Scheme | None = None
     exclude: list[Annotated[str, AfterValidator(a_pattern)]] | None = None
     """Regular expressions for the names of layers that are left as they are."""
+    loader: Annotated[Text, BeforeValidator(as_name)] | None = None
+    """One of diffusers' quantizers, which do so while the model is loaded: bitsandbytes_4bit, bitsandbytes_8bit, …"""
+    options: dict[str, str | bool | int | float | list[str]] | None = None
+    """Arguments of that quantizer's configuration."""
+    components: list[Text] | None = None
+    """What the loader quantizes. null: the denoisers."""
 
     COMPONENTS: ClassVar[tuple[str, ...]] = (
         "unet",
@@ -101,6 +107,34 @@ class Attention(Section):
     """Queries, keys and values by one product."""
     channels_last: bool | None = None
     """The order in memory that convolutions are fast in."""
+
+
+Part = Annotated[Literal["self_attention", "cross_attention", "feed_forward"], BeforeValidator(as_part)]
+
+
+class Tokens(Section):
+    """Token merging: parts of blocks compute on fewer tokens, those that are alike merged, and copied back after it."""
+
+    short_form = "ratio"
+
+    enabled: bool | None = None
+    ratio: Number | None = Field(default=None, ge=0, lt=1)
+    """This share of the tokens is merged into others. null is 0.5 where another key is set."""
+    merge: list[Part] | None = Field(default=None, min_length=1)
+    """For which parts of a block. null: self-attention."""
+    stride: tuple[Annotated[Whole, Field(ge=1)], Annotated[Whole, Field(ge=1)]] | None = None
+    """Rows and columns of the cells of which one token each is merged into. null: 2 × 2."""
+    destinations: Annotated[Literal["random", "fixed"], BeforeValidator(as_name)] | None = None
+    """Which token of a cell that is: drawn anew at each step, or the first. null: random."""
+    max_downsample: Whole | None = Field(default=None, ge=1)
+    """Only where there are at most so many times fewer tokens along a side than in the finest attention. null: 1."""
+
+    @property
+    def on(self) -> bool:
+        """Whether any tokens are merged."""
+        if self.enabled is False or self.ratio == 0:
+            return False
+        return bool(self.enabled) or self != Tokens()
 
 
 class Compile(Section):
@@ -159,3 +193,7 @@ class Memory(Section):
     """Copy the next group while the last one computes."""
     disk: Path | None = None
     """The folder in which weights wait, in place of the CPU's memory."""
+    device_map: Annotated[Literal["balanced"], BeforeValidator(as_name)] | None = None
+    """Spread the parts over several accelerators while they are loaded."""
+    max_memory: dict[str, Annotated[float, BeforeValidator(as_bytes), Field(gt=0)]] | None = None
+    """With `device_map`: what each may take, by its number: {0: 16GiB, 1: 8GiB}."""

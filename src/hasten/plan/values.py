@@ -128,6 +128,23 @@ def _filename_problem(value: str) -> str:
     return "" if value.endswith(".png") and len(value) > len(".png") else "it has to end in .png"
 
 
+_PARTS = {
+    "attn": "self_attention",
+    "attention": "self_attention",
+    "crossattn": "cross_attention",
+    "cross_attn": "cross_attention",
+    "mlp": "feed_forward",
+    "ff": "feed_forward",
+}
+
+
+def as_part(value: Any) -> Any:
+    """`attn`, `crossattn` and `mlp`, as the package tomesd names them, and `Self-Attention`."""
+    name = as_name(value)
+    name = name.replace("-", "_") if isinstance(name, str) else name
+    return _PARTS.get(name, name)
+
+
 def a_pattern(value: str) -> str:
     """A regular expression."""
     try:
