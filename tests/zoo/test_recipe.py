@@ -191,9 +191,9 @@ def test_packing_is_the_pipelines() -> None:
 
 
 def test_a_trainers_state_survives_saving(tmp_path: Path) -> None:
-    trainer = Trainer(Qwen(), tmp_path, "cpu", 0, (64, 4), compiled=False)
+    trainer = Trainer(Qwen(), tmp_path, "cpu", 0, Qwen().build_denoiser(64, 4), compiled=False)
     trainer.save(7)
-    other = Trainer(Qwen(), tmp_path, "cpu", 1, (64, 4), compiled=False)
+    other = Trainer(Qwen(), tmp_path, "cpu", 1, Qwen().build_denoiser(64, 4), compiled=False)
     assert not torch.equal(other.master.model.img_in.weight, trainer.master.model.img_in.weight)
     assert other.load() == 7
     assert torch.equal(other.master.model.img_in.weight, trainer.master.model.img_in.weight)

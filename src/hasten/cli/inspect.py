@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -12,6 +13,7 @@ import typer
 from hasten.errors import HastenError
 
 if TYPE_CHECKING:
+    from hasten.inspect.diagram import Touched
     from hasten.inspect.folding import Row
     from hasten.inspect.inspection import Component, Inspection
     from hasten.inspect.tables import Table
@@ -82,6 +84,14 @@ def inspect(
     as_markdown: Annotated[
         bool, typer.Option("--markdown", rich_help_panel=_OUT, help="All tables as Markdown.")
     ] = False,
+    diagram: Annotated[
+        Path | None,
+        typer.Option("--diagram", rich_help_panel=_OUT, help="Draw the denoiser, or one --component: a .svg or .html."),
+    ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option("--plan", "-p", rich_help_panel=_OUT, help="Colour what a plan leaves out at a skipped step."),
+    ] = None,
 ) -> None:
     """Show what a model is made of, what each part costs, and where it is written; no weights are needed.
 
@@ -91,6 +101,10 @@ def inspect(
         raise HastenError("--json, --csv and --markdown are three forms: choose one")
     if sort == "time" and not time:
         raise HastenError("--sort time: times are measured with --time")
+    if diagram is not None and diagram.suffix not in (".svg", ".html"):
+        raise HastenError(f"--diagram {diagram}: a file that ends in .svg or .html")
+    if plan is not None and diagram is None:
+        raise HastenError("--plan colours a drawing: name its file with --diagram")
     from hasten.inspect.inspection import Size, Timed, inspect_model
     from hasten.inspect.sources import find_source
 
@@ -99,6 +113,9 @@ def inspect(
     deepest = _levels(depth)
     timed = Timed(device, dtype) if time else None
     found = inspect_model(find_source(model), wanted, component or (), timed)
+    if diagram is not None:
+        _draw(found, diagram, component or (), plan, model)
+        return
     rows = {
         part.name: _rows(part, deepest, match, sort)
         for part in found.components
@@ -117,6 +134,48 @@ def inspect(
         _print_markdown(found, rows, flat=flat, code=code)
     else:
         _print(found, rows, flat=flat, code=code)
+
+
+def _draw(found: Inspection, file: Path, wanted: Sequence[str], plan: str | None, model: str) -> None:
+    from hasten.cli.console import out
+    from hasten.inspect.diagram import draw, to_html
+
+    parts = [part for part in found.components if part.name in wanted or (not wanted and part.role == "denoiser")]
+    if not parts or len(wanted) > 1:
+        names = ", ".join(part.name for part in found.components)
+        raise HastenError(f"--diagram draws one component: name it with --component ({names})")
+    part = parts[0]
+    drawn = draw(found, part, _touched(plan, model, part) if plan is not None else None)
+    if file.suffix == ".html":
+        drawn = to_html(drawn, f"{found.name}: {part.kind}")
+    try:
+        file.write_text(drawn, "utf-8")
+    except OSError as error:
+        raise HastenError(f"cannot write {file}: {error.strerror or error}") from error
+    out.print(str(file), markup=False, highlight=False, soft_wrap=True)
+
+
+def _touched(plan: str, model: str, part: Component) -> Touched:
+    """What a plan leaves out, seen in two steps of the model itself."""
+    from hasten.explain import explain
+    from hasten.generation import Session
+    from hasten.inspect.diagram import Touched
+    from hasten.inspect.sources import architectures
+    from hasten.plan import build_plan
+
+    if model in architectures():
+        raise HastenError(f"--plan is tried on the model itself, and {model} is a configuration: name a folder")
+    asked = build_plan(plan, (), {}, caller="hasten inspect", flags={"model": (f"MODEL {model}", model)})
+    if asked.cache is None:
+        raise HastenError(f"--plan {plan} has no cache: every step is computed, nothing is left out")
+    prompt = "a red circle"
+    session = Session.open(asked, prompt)
+    with session.cleaning():
+        layers = explain(session.pipe, session.plan, lambda: session.run(prompt, session.plan.seed, accelerated=False))
+    mine = [found for layer in layers for found in layer.parts if found.denoiser == part.name]
+    modules = {name for found in mine for name in (found.modules or ("",))}
+    words = "; ".join(dict.fromkeys(f"site {found.site}, {found.share:.0%} of the weights" for found in mine))
+    return Touched(plan, modules, words)
 
 
 def _pixels(size: str | None) -> tuple[int | None, int | None]:

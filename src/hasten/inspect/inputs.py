@@ -1,72 +1,37 @@
 """Example inputs of a model, from the signature of its `forward` and the arguments' names; widths are found by trying.
 
-An argument's name tells what it is (`timestep`, `img_ids`, `pooled_projections`: diffusers' vocabulary). How wide the
-embeddings have to be stands in no common place, so they are made absurdly wide first: the layer that refuses them
-shows what it wants.
+An argument's name tells what it is (`timestep`, `img_ids`, `pooled_projections`: diffusers' vocabulary, in
+`vocabulary.py`). How wide the embeddings have to be stands in no common place, so they are made absurdly wide first:
+the layer that refuses them shows what it wants.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hasten.inspect.ingredients import pooled
 from hasten.inspect.known import known
+from hasten.inspect.layouts import IMAGE, PATCHES, POSITIONS, TIMES, Attempt, Grid, Layout, layouts_of, texts_of
 from hasten.inspect.trails import Trail, mark
+from hasten.inspect.vocabulary import VOCABULARY
 from hasten.inspect.widths import UNKNOWN, Widths
 
-
-@dataclass(frozen=True)
-class Grid:
-    """The size of one call.
-
-    Attributes:
-        batch: samples.
-        height, width, frames: of the latents.
-        text: tokens of a prompt.
-        patch: latents in a row that a pipeline packs into one token, where it does that.
-    """
-
-    batch: int
-    height: int
-    width: int
-    frames: int
-    text: int
-    patch: int = 2
-
-    @property
-    def tokens(self) -> int:
-        return self.frames * (self.height // self.patch) * (self.width // self.patch)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the thing to denoise is laid out.
-
-    Attributes:
-        name: for errors.
-        shape: from the number of channels and the grid.
-        listed: a list with one tensor per sample.
-    """
-
-    name: str
-    shape: Callable[[int, Grid], tuple[int, ...]]
-    listed: bool = False
-
-
-IMAGE = Layout("B×C×H×W", lambda c, g: (g.batch, c, g.height, g.width))
-VIDEO = Layout("B×C×F×H×W", lambda c, g: (g.batch, c, g.frames, g.height, g.width))
-FRAMES = Layout("B×F×C×H×W", lambda c, g: (g.batch, g.frames, c, g.height, g.width))
-TOKENS = Layout("B×tokens×C", lambda c, g: (g.batch, g.tokens, c))
-SOUND = Layout("B×C×length", lambda c, g: (g.batch, c, g.height * g.width))
-VECTOR = Layout("B×C", lambda c, g: (g.batch, c))
-LISTED = Layout("list of C×F×H×W", lambda c, g: (c, g.frames, g.height, g.width), listed=True)
-LAYOUTS = (IMAGE, VIDEO, TOKENS, FRAMES, SOUND, LISTED, VECTOR)
+# What is denoised, where it is not the first argument.
+_STREAMS = ("hidden_states", "sample", "x", "vision_tokens", "decoder_input_tokens", "bb_ca")
+_IN_SPACE = "bb_ca"  # places of atoms
+# What configurations call its channels.
+CHANNELS = (
+    *("in_channels", "in_visual_dim", "audio_acoustic_hidden_dim", "latent_channel", "io_channels", "latent_dim"),
+    *("embedding_dim", "input_dims", "out_dim", "latent_channels"),
+)
 
 
 class Asked(dict[str, Any]):
@@ -93,174 +58,185 @@ class Asked(dict[str, Any]):
             return default
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One way to call a model.
-
-    Attributes:
-        layout: of what is denoised.
-        optional: whether masks and other optional inputs are given, too.
-    """
-
-    layout: Layout
-    optional: bool = False
-
-
 class Maker:
     """Makes the arguments of a model's `forward`.
 
     Args:
         model: on the meta device, with its `config`.
         grid: the size of the call.
+        attempt: the way in which they are laid out.
         widths: what is known of the widths so far.
     """
 
-    def __init__(self, model: nn.Module, grid: Grid, widths: Widths) -> None:
+    config: dict[str, Any]
+    grid: Grid
+    attempt: Attempt
+    widths: Widths
+    parameters: dict[str, inspect.Parameter]
+
+    def __init__(self, model: nn.Module, grid: Grid, attempt: Attempt, widths: Widths) -> None:
         self.model = model
-        self.config: dict[str, Any] = dict(getattr(model, "config", {}))
+        self.config = dict(getattr(model, "config", {}))
         self.grid = grid
+        self.attempt = attempt
         self.widths = widths
-        self.parameters = {
-            name: parameter
-            for name, parameter in inspect.signature(model.forward).parameters.items()
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        }
+        self.parameters = dict(_parameters(model))
 
-    @property
-    def stream(self) -> str:
-        """The name of what is denoised: the first argument."""
-        return next(iter(self.parameters))
-
-    def arguments(self, attempt: Attempt) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments for a call."""
         made: dict[str, Any] = {}
+        stream = stream_of(self.model)
         for name, parameter in self.parameters.items():
-            if name == self.stream:
-                made[name] = self._denoised(name, attempt.layout)
+            if name == stream:
+                made[name] = self.beside(name, self.channels)
                 continue
-            required = parameter.default is parameter.empty
-            if name == "added_cond_kwargs":
-                made[name] = self._asked("resolution", "aspect_ratio") if attempt.optional else self._asked()
-                continue
-            value = self.make(name, optional=attempt.optional or required, required=required)
+            value = self.make(name, required=parameter.default is parameter.empty)
             if value is not None:
                 made[name] = value
         return made
 
-    def _denoised(self, name: str, layout: Layout) -> Any:
-        channels = self.config.get("in_channels")
-        shape = layout.shape(channels if isinstance(channels, int) else self.widths[name], self.grid)
-        if layout.listed:
-            return [self._floats(name, *shape) for _ in range(self.grid.batch)]
-        return self._floats(name, *shape)
-
-    def _floats(self, name: str, *shape: int) -> Tensor:
-        tensor = torch.empty(shape)
-        mark(tensor, Trail(((name, shape[1] if len(shape) > 1 else 1),)))
-        return tensor
-
-    def make(self, name: str, *, optional: bool = False, required: bool = False) -> Any:
+    def make(self, name: str, *, required: bool = False) -> Any:
         """An argument by its name; None to leave it out."""
-        for pattern, when, make in _VOCABULARY:
+        for pattern, when, make in VOCABULARY:
             if re.fullmatch(pattern, name):
-                wanted = when == "always" or (when == "optional" and optional) or (when == "required" and required)
+                wanted = required or {
+                    "always": True,
+                    "optional": self.attempt.optional,
+                    "others": self.attempt.others,
+                    "required": False,
+                }.get(when, False)
                 return make(self, name) if wanted else None
         return None
 
-    def _asked(self, *keys: str) -> Asked:
+    # --- sizes
+
+    @property
+    def channels(self) -> int | None:
+        """Of what is denoised, where the configuration tells."""
+        if stream_of(self.model) == _IN_SPACE:
+            return 3
+        value = self.config.get(self.attempt.channels) if self.attempt.channels else None
+        return value if isinstance(value, int) else None
+
+    @property
+    def patches(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of tokens, once they are made."""
+        grid = self.grid
+        if self.attempt.layout.packed:
+            return grid.frames, grid.height // grid.patch, grid.width // grid.patch
+        size = self.config.get("patch_size", self.config.get("latent_patch_size", 1))
+        sizes = tuple(size) if isinstance(size, list | tuple) else (size,) if isinstance(size, int) else (1,)
+        time = self.config.get("patch_size_t") or (sizes[0] if len(sizes) == 3 else 1)
+        space = 2 if self.attempt.layout is PATCHES else sizes[-1]
+        frames = 1 if self.attempt.layout is IMAGE else grid.frames // time
+        return frames, grid.height // space, grid.width // space
+
+    @property
+    def tokens(self) -> int:
+        """Of what is denoised, once they are made."""
+        return math.prod(self.patches)
+
+    @property
+    def sound(self) -> int:
+        """Of what goes with a film."""
+        return max(1, self.grid.frames)
+
+    def text_tokens(self, name: str) -> int:
+        """Of one of the prompts: some classes take a fixed number of each."""
+        if self.attempt.text == "aligned":
+            return self.attempt.layout.shape(1, self.grid)[-1]
+        if self.attempt.text == "joined":
+            return self.grid.text + self.tokens
+        fixed = self.config.get("text_len_t5" if name.endswith("_t5") else "text_len")
+        fixed = fixed or (self.config.get("num_embeddings") if "proj_embedding" in self.parameters else None)
+        return fixed if isinstance(fixed, int) else self.grid.text
+
+    @property
+    def sequence(self) -> int:
+        """Text, image and sound, where a class is told of the whole of it."""
+        sound = self.sound if "audio_hidden_states" in self.parameters else 0
+        step = 1 if self.attempt.positions == "B×S" else 0  # the timestep as a token
+        return self.grid.text + step + self.tokens + sound
+
+    # --- tensors
+
+    def floats(self, name: str, *shape: int, length: int | None = None) -> Tensor:
+        """Numbers that are not known, whose tokens come from this argument."""
+        tensor = torch.empty(shape)
+        mark(tensor, Trail(((name, length or (shape[1] if len(shape) > 1 else 1)),)))
+        return tensor
+
+    def beside(self, name: str, channels: int | None = None) -> Any:
+        """Laid out as what is denoised, with its own channels."""
+        layout, grid = self.attempt.layout, self.grid
+        if layout.codes:
+            codes = torch.zeros(layout.shape(1, grid), dtype=torch.long, device="cpu")
+            tensor = known(codes)
+            mark(tensor, Trail(((name, codes[0].numel()),)))
+            return tensor
+        shape = layout.shape(channels or self.widths[name], grid)
+        if layout.listed:
+            return [self.floats(name, *shape) for _ in range(grid.batch)]
+        return self.floats(name, *shape)
+
+    def asked(self, *keys: str) -> Asked:
         """Conditions that are made when they are asked for; `keys` already, for models that unpack without asking."""
-        asked = Asked(
-            lambda key: self._pooled(key) if key == "image_embeds" else self.make(key, optional=True, required=True)
-        )
+        asked = Asked(lambda key: pooled(self, key) if key == "image_embeds" else self.make(key, required=True))
         for key in keys:
             asked[key] = asked[key]
         return asked
 
-    # --- what the vocabulary is made of
-
-    def _text(self, name: str) -> Tensor:
-        return self._floats(name, self.grid.batch, self.grid.text, self.widths[name])
-
-    def _no_image(self, name: str) -> Tensor:
-        """Zeros: what a pipeline gives that starts from text alone."""
-        width = self.widths[name]
-        if width >= UNKNOWN:  # not learned yet
-            return self._text(name)
-        tensor = known(torch.zeros(self.grid.batch, self.grid.text, width, device="cpu"))
-        mark(tensor, Trail(((name, self.grid.text),)))
-        return tensor
-
-    def _pooled(self, name: str) -> Tensor:
-        return self._floats(name, self.grid.batch, self.widths[name])
-
-    def _time(self, name: str) -> Tensor:
-        tensor = known(torch.full((self.grid.batch,), 500.0, device="cpu"))
-        mark(tensor, Trail(((name, 1),)))
-        return tensor
-
-    def _guidance(self, name: str) -> Tensor | None:
-        # Where a config says whether there is an embedding for it, giving it without one is an error.
-        return self._time(name) if self.config.get("guidance_embeds", True) else None
-
-    def _text_mask(self, name: str) -> Tensor:
-        return known(torch.ones(self.grid.batch, self.grid.text, dtype=torch.long, device="cpu"))
-
-    def _image_ids(self, name: str) -> Tensor:
-        return known(torch.zeros(self.grid.tokens, self._axes(), device="cpu"))
-
-    def _text_ids(self, name: str) -> Tensor:
-        return known(torch.zeros(self.grid.text, self._axes(), device="cpu"))
-
-    def _axes(self) -> int:
-        axes = next(
-            (self.config[key] for key in ("axes_dims_rope", "axes_dim", "axes_dims") if key in self.config), None
-        )
-        return len(axes) if axes else 3
-
-    def _image_shapes(self, name: str) -> list[list[tuple[int, int, int]]]:
-        grid = self.grid
-        return [[(grid.frames, grid.height // grid.patch, grid.width // grid.patch)]] * grid.batch
-
-    def _pairs(self, name: str) -> Tensor:
-        return known(torch.full((self.grid.batch, 2), 1024.0, device="cpu"))
-
-    def _six(self, name: str) -> Tensor:
-        return known(torch.full((self.grid.batch, 6), 1024.0, device="cpu"))
-
-    def _one(self, name: str) -> Tensor:
-        return known(torch.ones(self.grid.batch, 1, device="cpu"))
-
-    def _labels(self, name: str) -> Tensor | None:
-        return known(torch.zeros(self.grid.batch, dtype=torch.long, device="cpu"))
+    def is_known(self, name: str) -> bool:
+        """Whether an argument's width has been learned."""
+        return self.widths[name] < UNKNOWN
 
 
-_When = str
-_Make = Callable[[Maker, str], Any]
-# Names of arguments → when they are given and what they are; the first that fits counts.
-_VOCABULARY: tuple[tuple[str, _When, _Make], ...] = (
-    (r"return_dict", "always", lambda maker, name: False),
-    (r"timesteps?|t|timestep_ratio", "always", Maker._time),
-    (r"timestep_\w+|\w+_timestep|sigma", "required", Maker._time),
-    (r"guidance", "always", Maker._guidance),
-    (r"encoder_hidden_states_image", "required", Maker._text),
-    (r"\w*encoder_hidden_states\w*(?<!mask)|prompt_embeds|text_hidden_states", "always", Maker._text),
-    (r"pooled_projections|pooled_embeds|pooled_text_emb|clip_text_pooled|text_embeds", "always", Maker._pooled),
-    (r"image_embeds", "optional", Maker._no_image),
-    (r"image_embeddings|proj_embedding", "required", Maker._pooled),
-    (
-        r"encoder_(hidden_states|attention)_mask(_\w+)?|encoder_mask|text_embedding_mask\w*",
-        "optional",
-        Maker._text_mask,
-    ),
-    (r"img_ids", "always", Maker._image_ids),
-    (r"txt_ids", "always", Maker._text_ids),
-    (r"img_shapes", "always", Maker._image_shapes),
-    (r"original_size|target_size|crop_coords|resolution", "always", Maker._pairs),
-    (r"time_ids", "always", Maker._six),
-    (r"aspect_ratio", "always", Maker._one),
-    (r"num_frames", "always", lambda maker, name: maker.grid.frames),
-    (r"height", "always", lambda maker, name: maker.grid.height // maker.grid.patch),
-    (r"width", "always", lambda maker, name: maker.grid.width // maker.grid.patch),
-    (r"class_labels", "optional", Maker._labels),
-    (r"fps", "required", Maker._labels),
-)
+def stream_of(model: nn.Module) -> str:
+    """The name of what is denoised."""
+    names = [name for name, _ in _parameters(model)]
+    return next((name for name in _STREAMS if name in names), names[0])
+
+
+DIMENSIONS = 7
+
+
+def first_attempt(model: nn.Module, likely: Layout) -> Attempt:
+    """The likeliest way to call a class."""
+    return Attempt(likely, channels=_channels(model)[0])
+
+
+def attempts_around(model: nn.Module, best: Attempt, dimension: int) -> Iterator[Attempt]:
+    """Attempts that differ from the best one so far in one respect, of `DIMENSIONS`."""
+    match dimension:
+        case 0:
+            for layout in dict.fromkeys((best.layout, *layouts_of(model, stream_of(model)))):
+                yield from (replace(best, layout=layout, optional=optional) for optional in (False, True))
+        case 1:
+            for layout in dict.fromkeys((best.layout, *layouts_of(model, stream_of(model)))):
+                yield from (replace(best, layout=layout, channels=channels) for channels in _channels(model))
+        case 2:
+            yield from (replace(best, text=text) for text in texts_of(model))
+        case 3:
+            yield from (replace(best, time=time) for time in TIMES)
+        case 4:
+            if "position_ids" in dict(_parameters(model)):
+                yield from (replace(best, positions=positions) for positions in POSITIONS)
+        case 5:
+            yield replace(best, others=not best.others)
+            yield replace(best, widened=not best.widened)
+        case _:  # where two of these are refused together
+            for layout in layouts_of(model, stream_of(model)):
+                yield from (replace(best, layout=layout, time=time) for time in TIMES)
+                yield from (replace(best, layout=layout, text=text) for text in texts_of(model))
+
+
+def _channels(model: nn.Module) -> list[str | None]:
+    """What its configuration may call the channels; None, to learn them, at the end."""
+    config = getattr(model, "config", {})
+    return [*(key for key in CHANNELS if isinstance(config.get(key), int)), None]
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, inspect.Parameter]]:
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            yield name, parameter

@@ -13,8 +13,8 @@ from torch import nn
 from hasten.devices import resolve_device, resolve_dtype
 from hasten.errors import HastenError, LoadError
 from hasten.inspect.building import build
-from hasten.inspect.inputs import Grid
 from hasten.inspect.layers import Layer, layers_of
+from hasten.inspect.layouts import Grid
 from hasten.inspect.running import NoInputsError, Run, run_decoder, run_denoiser, run_text_encoder
 from hasten.inspect.sources import Part, Source, Use
 from hasten.inspect.stages import Stage, stages_of
@@ -27,6 +27,8 @@ Role = Literal["denoiser", "decoder", "text", "other"]
 _VAE_SCALE = 8
 _CLIP_TOKENS, _MOST_TOKENS = 77, 512
 _SIDE = 1024
+_TIMESTEP, _TIMESTEP_ENDS = ("timestep", "timesteps", "t", "timestep_ratio"), ("_timesteps", "_time")
+_DENOISERS = ("unet", "transformer", "transformer_2")
 _PROBED = 8
 
 
@@ -283,18 +285,20 @@ def _role(part: Part, model: nn.Module) -> Role:
     names = set(inspect.signature(model.forward).parameters)
     if part.library == "transformers":
         return "text" if "input_ids" in names else "other"
-    return "denoiser" if names & {"timestep", "timesteps", "t", "timestep_ratio"} else "other"
+    # What is called at every step is told the noise level, or is called as pipelines call it.
+    is_denoiser = any(name in _TIMESTEP or name.endswith(_TIMESTEP_ENDS) for name in names)
+    return "denoiser" if is_denoiser or part.name in _DENOISERS else "other"
 
 
 def _sample_size(parts: Sequence[Part]) -> tuple[int, int] | None:
     """A denoiser's own size in latents, where its configuration names one."""
     for part in parts:
-        size = part.config.get("sample_size")
         if hasattr(_class_of(part), "decode"):
             continue
+        size = part.config.get("sample_size", (part.config.get("sample_height"), part.config.get("sample_width")))
         if isinstance(size, int):
             return size, size
-        if isinstance(size, list | tuple) and len(size) == 2:
+        if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size):
             return int(size[0]), int(size[1])
     return None
 

@@ -21,6 +21,8 @@ _MOST = 1 << 21
 
 _VALUE = "_hasten_value"
 _READS = ("_local_scalar_dense", "equal", "is_nonzero", "item")
+_INDEXED = ("index", "index_put", "index_put_")
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "matmul")
 _BLANK = ("empty", "new_empty", "rand", "normal", "uniform", "bernoulli", "multinomial")
 
 
@@ -52,7 +54,8 @@ class KnownValues(TorchDispatchMode):
     """Runs every operation on the meta device, and beside it on the CPU where all its small inputs are known.
 
     A model's weights are never known. What a pipeline feeds it beside them may be: positions, masks, indices,
-    timesteps; and so is what `torch.arange` or `torch.ones` makes in the middle of a forward pass.
+    timesteps; and so is what `torch.arange` or `torch.ones` makes in the middle of a forward pass. The experts that a
+    router chooses (`topk`) are taken to be chosen in turn.
 
     Args:
         widths: learn these from refused operations, which then end the attempt with `WidthLearned`.
@@ -60,7 +63,7 @@ class KnownValues(TorchDispatchMode):
 
     def __init__(self, widths: Widths | None = None) -> None:
         super().__init__()
-        self._widths = widths
+        self.widths = widths
         # Storages of values that something unknown was written into; held so that no other takes their address.
         self._stale: dict[int, Tensor] = {}
 
@@ -79,7 +82,7 @@ class KnownValues(TorchDispatchMode):
         if not on_meta:
             return func(*args, **kwargs)
         name = func.__name__.split(".")[0]
-        if name == "index":
+        if name in _INDEXED:
             args = (args[0], list(_numbered(args[1])), *args[2:])
         values = None if name.startswith(_BLANK) else self._values(func, given, args, kwargs)
         if name in _READS or (name == "_to_copy" and device not in (None, META)):
@@ -95,7 +98,7 @@ class KnownValues(TorchDispatchMode):
         except (NotImplementedError, RuntimeError) as error:
             if values is not None:
                 return tree_map_only(Tensor, known, values)
-            if self._widths is not None and self._widths.learn_from(args):
+            if self.widths is not None and self.widths.learn_from(args, product=name in _PRODUCTS):
                 raise WidthLearned from None
             if torch.Tag.dynamic_output_shape in func.tags:
                 raise UnknownValueError(f"the shape of what {name} makes depends on weights or pixels") from error
@@ -105,6 +108,8 @@ class KnownValues(TorchDispatchMode):
                 setattr(shape, _VALUE, number)
         elif func._schema.is_mutable:
             self._forget(result)
+        elif name == "topk":
+            _choose_evenly(result, given[0])
         return result
 
     def _values(self, func: Any, given: list[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
@@ -141,6 +146,16 @@ def _numbered(indices: Any) -> Iterator[Tensor | None]:
             yield from (known(positions) for positions in value.nonzero(as_tuple=True))
         else:
             yield index
+
+
+def _choose_evenly(result: Any, scores: Tensor) -> None:
+    """Which experts a router chooses is in the weights; for shapes and work they are taken to be chosen in turn."""
+    _, chosen = result
+    dim = next((dim for dim in range(scores.ndim) if scores.shape[dim] != chosen.shape[dim]), scores.ndim - 1)
+    if chosen.numel() <= _MOST:
+        turn = torch.arange(chosen.numel(), device=_CPU) % scores.shape[dim]
+        moved = chosen.movedim(dim, -1).shape
+        setattr(chosen, _VALUE, turn.reshape(moved).movedim(-1, dim))
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
-from hasten.inspect.inputs import IMAGE, LAYOUTS, TOKENS, VIDEO, Attempt, Grid, Layout, Maker
+from hasten.inspect.inputs import DIMENSIONS, Maker, attempts_around, first_attempt, stream_of
 from hasten.inspect.known import known, tensors_in
+from hasten.inspect.layouts import IMAGE, TOKENS, VIDEO, Attempt, Grid, Layout, layouts_of
 from hasten.inspect.trails import Trail, mark
 from hasten.inspect.watching import Shape, Watch, on_meta
 from hasten.inspect.widths import WidthLearned, Widths
 
-_MOST_WIDTHS = 8
+_MOST_WIDTHS = 16
+_ROUNDS = 2
 
 
 class NoInputsError(HastenError):
@@ -50,22 +52,44 @@ class _Way:
     Attributes:
         method: of the model, to be called.
         arguments: makes its keyword arguments; called where tensors land on the meta device.
+        stream: the name of the one that is denoised.
     """
 
     method: str
-    arguments: Callable[[], dict[str, Any]]
+    arguments: Callable[[Widths], dict[str, Any]]
+    stream: str | None = None
 
 
 def run_denoiser(model: nn.Module, grid: Grid) -> Run:
     """Call a denoiser on inputs of this size.
 
+    The likeliest way to call it is tried first. While none goes through, the one that came farthest is varied in one
+    respect after the other.
+
     Raises:
         NoInputsError: none of the tried inputs fits; with the reason of the attempt that came farthest.
     """
-    widths = Widths()
-    maker = Maker(model, grid, widths)
-    ways = (_Way("forward", partial(maker.arguments, attempt)) for attempt in _attempts(model))
-    return _first(model, ways, grid.batch, widths, maker.stream)
+    search = _Search(model, grid.batch)
+    stream = stream_of(model)
+    likely, possible = _likely(model), layouts_of(model, stream)
+    best = first_attempt(model, likely if likely in possible else possible[0])
+    tried: set[Attempt] = set()
+    for _ in range(_ROUNDS):
+        for dimension in range(DIMENSIONS):
+            for attempt in attempts_around(model, best, dimension):
+                if attempt in tried:
+                    continue
+                tried.add(attempt)
+                run = search.run(_Way("forward", partial(_arguments, model, grid, attempt), stream))
+                if run is not None:
+                    return run
+                if search.is_best:
+                    best = attempt
+    raise search.failed()
+
+
+def _arguments(model: nn.Module, grid: Grid, attempt: Attempt, widths: Widths) -> dict[str, Any]:
+    return Maker(model, grid, attempt, widths).arguments()
 
 
 def run_decoder(model: nn.Module, grid: Grid) -> Run:
@@ -74,16 +98,19 @@ def run_decoder(model: nn.Module, grid: Grid) -> Run:
     Raises:
         NoInputsError: it takes something else.
     """
-    widths = Widths()
 
-    def latents(layout: Layout) -> dict[str, Any]:
+    def latents(widths: Widths, layout: Layout) -> dict[str, Any]:
         z = torch.empty(layout.shape(widths["z"], grid))
         mark(z, Trail((("z", z.shape[1]),)))
         return {"z": z, "return_dict": False}
 
     layouts = (VIDEO, IMAGE) if _dimensions(model) == 3 else (IMAGE, VIDEO)
-    ways = (_Way("decode", partial(latents, layout)) for layout in layouts)
-    return _first(model, ways, grid.batch, widths, "z")
+    search = _Search(model, grid.batch)
+    for layout in layouts:
+        run = search.run(_Way("decode", partial(latents, layout=layout), "z"))
+        if run is not None:
+            return run
+    raise search.failed()
 
 
 def run_text_encoder(model: nn.Module, grid: Grid) -> Run:
@@ -93,53 +120,66 @@ def run_text_encoder(model: nn.Module, grid: Grid) -> Run:
         NoInputsError: it takes something else.
     """
 
-    def tokens() -> dict[str, Any]:
+    def tokens(widths: Widths) -> dict[str, Any]:
         ones = torch.ones(grid.batch, grid.text, dtype=torch.long, device="cpu")
         ids, mask = known(ones), known(ones)
         mark(ids, Trail((("input_ids", grid.text),)))
         cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
         return {"input_ids": ids, "attention_mask": mask, **cache}
 
-    return _first(model, iter([_Way("forward", tokens)]), grid.batch, Widths(), None)
+    search = _Search(model, grid.batch)
+    run = search.run(_Way("forward", tokens))
+    if run is None:
+        raise search.failed()
+    return run
 
 
-class _Refused(Exception):  # noqa: N818 - an outcome, not a failure of ours
-    def __init__(self, calls: int, reason: Exception) -> None:
-        super().__init__(str(reason))
-        self.calls = calls
-        self.reason = reason
+class _Search:
+    """Tries ways to call a model, and remembers which came farthest.
 
+    Attributes:
+        is_best: whether the last one came farther than all before it.
+    """
 
-def _first(model: nn.Module, ways: Iterator[_Way], batch: int, widths: Widths, stream: str | None) -> Run:
-    """The first way that goes through."""
-    farthest: tuple[int, Exception | None] = (-1, None)
-    for way in ways:
-        try:
-            return _attempt(model, way, batch, widths, stream)
-        except _Refused as refused:
-            if refused.calls > farthest[0]:
-                farthest = (refused.calls, refused.reason)
-    reason = farthest[1]
-    text = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
-    raise NoInputsError(f"{type(model).__name__}: no inputs were found that it takes ({text})") from reason
+    def __init__(self, model: nn.Module, batch: int) -> None:
+        self._model = model
+        self._batch = batch
+        self._farthest = -1
+        self._reason: Exception | None = None
+        self.is_best = False
 
+    def run(self, way: _Way) -> Run | None:
+        """One way, again for each width that it teaches; None where it does not go through."""
+        widths = Widths()
+        reason: Exception = RuntimeError("the widths of its inputs cannot be learned")
+        farthest = 0
+        for _ in range(_MOST_WIDTHS):
+            watch = Watch(self._model, self._batch, way.stream, widths)
+            try:
+                with on_meta(watch):
+                    given = way.arguments(widths)
+                    watch.operations = 0
+                    result = (self._model if way.method == "forward" else getattr(self._model, way.method))(**given)
+            except WidthLearned:
+                continue
+            except Exception as error:
+                reason, farthest = error, watch.operations
+                break
+            inputs = {name: tuple(tensor.shape) for name, tensor in _tensors(given)}
+            outputs = tuple(tuple(tensor.shape) for tensor in tensors_in(result))
+            return Run(watch, inputs, outputs, way.method, given)
+        self.is_best = farthest > self._farthest
+        if self.is_best:
+            self._farthest, self._reason = farthest, reason
+        return None
 
-def _attempt(model: nn.Module, way: _Way, batch: int, widths: Widths, stream: str | None) -> Run:
-    """One way, again for each width that it teaches."""
-    for _ in range(_MOST_WIDTHS):
-        watch = Watch(model, batch, stream, widths)
-        try:
-            with on_meta(watch):
-                given = way.arguments()
-                result = (model if way.method == "forward" else getattr(model, way.method))(**given)
-        except WidthLearned:
-            continue
-        except Exception as error:
-            raise _Refused(sum(seen.calls for seen in watch.seen.values()), error) from error
-        inputs = {name: tuple(tensor.shape) for name, tensor in _tensors(given)}
-        outputs = tuple(tuple(tensor.shape) for tensor in tensors_in(result))
-        return Run(watch, inputs, outputs, way.method, given)
-    raise _Refused(0, RuntimeError("the widths of its inputs cannot be learned"))
+    def failed(self) -> NoInputsError:
+        """Which class it was, and what stopped the way that came farthest."""
+        text = str(self._reason).strip()
+        first = text.splitlines()[0] if text else type(self._reason).__name__
+        failure = NoInputsError(f"{type(self._model).__name__}: no inputs were found that it takes ({first})")
+        failure.__cause__ = self._reason
+        return failure
 
 
 def _tensors(given: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -152,15 +192,6 @@ def _tensors(given: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"{name}[{at}]", inner) for at, inner in enumerate(value) if isinstance(inner, Tensor))
 
 
-def _attempts(model: nn.Module) -> Iterator[Attempt]:
-    """Ways to call a denoiser, the likeliest first."""
-    likely = _likely(model)
-    layouts = [likely, *(layout for layout in LAYOUTS if layout is not likely)]
-    for layout in layouts:
-        yield Attempt(layout)
-        yield Attempt(layout, optional=True)
-
-
 def _likely(model: nn.Module) -> Layout:
     """Told by the first layer that takes as many channels as the model says it gets."""
     channels = getattr(model, "config", {}).get("in_channels")
@@ -169,6 +200,8 @@ def _likely(model: nn.Module) -> Layout:
             return VIDEO if isinstance(module, nn.Conv3d) else IMAGE
         if isinstance(module, nn.Linear) and module.in_features == channels:
             return TOKENS
+    if not any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules()):
+        return TOKENS
     return VIDEO if _dimensions(model) == 3 else IMAGE
 
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -15,18 +15,20 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import flex_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from hasten.inspect.known import META, KnownValues, tensors_in
+from hasten.inspect.known import META, KnownValues, known, tensors_in
 from hasten.inspect.trails import SCORING, Trail, follow, mark, trail_of
-from hasten.inspect.widths import Widths
+from hasten.inspect.widths import WidthLearned, Widths
 
 Shape = tuple[int, ...]
 Kind = Literal["self", "cross", "joint"]
 
 _ATEN = torch.ops.aten
+_PRODUCTS = (F.linear, torch.matmul, torch.bmm)
 _JOINING = {_ATEN.cat: "torch.cat", _ATEN.add: "add"}
 
 
@@ -137,7 +139,8 @@ class _Call(NamedTuple):
 class Watch(KnownValues):
     """Follows one forward pass of a module on the meta device.
 
-    Use it as a context around the call; afterwards `seen` and `skips` are filled.
+    Use it as a context around the call; afterwards `seen` and `skips` are filled, and `operations` says how many went
+    through.
 
     Args:
         model: a module whose parameters are on the meta device.
@@ -155,6 +158,7 @@ class Watch(KnownValues):
         self._stream = stream
         self.seen: dict[str, Seen] = {}
         self.skips: list[Skip] = []
+        self.operations = 0
         self._stack: list[tuple[str, int]] = [("", 0)]
         self._calls: list[_Call] = []
         self._begun = 0
@@ -172,7 +176,7 @@ class Watch(KnownValues):
         for path, parameter in self._model.named_parameters(remove_duplicate=False):
             mark(parameter, Trail(parameter=path))
             self._undo.callback(mark, parameter, Trail())
-        self._undo.enter_context(_AttentionCalls(self))
+        self._undo.enter_context(_Functions(self))
         super().__enter__()
         return self
 
@@ -182,6 +186,7 @@ class Watch(KnownValues):
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         result = super().run(func, args, kwargs)
+        self.operations += 1
         given = [tensor for tensor in tensors_in((args, kwargs)) if tensor.device == META]
         results = [tensor for tensor in tensors_in(result) if tensor.device == META]
         follow(func, args, given, results)
@@ -201,7 +206,9 @@ class Watch(KnownValues):
         seen.count(macs, attention=base in SCORING and any(scores))
         if any(names):
             rows = max(
-                tensor.numel() // tensor.shape[-1] for tensor, name in zip(given, names, strict=True) if not name
+                tensor.numel() // max(1, tensor.shape[-1])
+                for tensor, name in zip(given, names, strict=True)
+                if not name
             )
             pooled = base is not _ATEN.convolution and rows <= self._batch
             seen.pooled = pooled if seen.pooled is None else seen.pooled and pooled
@@ -296,16 +303,27 @@ class Watch(KnownValues):
         return False
 
 
-class _AttentionCalls(TorchFunctionMode):
-    """Takes calls of scaled-dot-product attention as one operation, whose heads are still to be seen."""
+class _Functions(TorchFunctionMode):
+    """Takes calls of scaled-dot-product attention as one operation, whose heads are still to be seen.
+
+    It also keeps the numbers of `torch.tensor`, and learns widths from functions that refuse their arguments.
+    """
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
         self._watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.tensor and torch.device((kwargs or {}).get("device") or META) == META:
+            return known(func(*args, **{**(kwargs or {}), "device": "cpu"}))  # the meta device would drop the numbers
         if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
+            try:
+                return func(*args, **(kwargs or {}))
+            except RuntimeError:  # some functions look at sizes before they become an operation
+                widths = self._watch.widths
+                if widths is not None and widths.learn_from(args, product=func in _PRODUCTS):
+                    raise WidthLearned from None
+                raise
         bound = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False))
         bound |= kwargs or {}
         query, key, value = bound["query"], bound["key"], bound["value"]
@@ -393,6 +411,24 @@ def relative_file(file: str) -> str:
 
 @contextmanager
 def on_meta(mode: TorchDispatchMode) -> Iterator[None]:
-    """Run on the meta device under a mode, without gradients."""
-    with torch.device(META), torch.no_grad(), mode:
-        yield
+    """Run on the meta device under a mode, without gradients.
+
+    Two functions of torch refuse the meta device. While this lasts, `torch.autocast` does nothing there (models switch
+    it off for parts that need float32), and flex attention is scaled-dot-product attention.
+    """
+    autocast, flex = torch.autocast, flex_attention.flex_attention
+
+    def unless_meta(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        return nullcontext() if device_type == META.type else autocast(device_type, *args, **kwargs)
+
+    def in_full(query: Tensor, key: Tensor, value: Tensor, *args: Any, enable_gqa: bool = False, **kwargs: Any) -> Any:
+        return F.scaled_dot_product_attention(query, key, value, enable_gqa=enable_gqa)
+
+    torch.autocast = unless_meta  # type: ignore[assignment, misc]
+    flex_attention.flex_attention = in_full
+    try:
+        with torch.device(META), torch.no_grad(), mode:
+            yield
+    finally:
+        torch.autocast = autocast  # type: ignore[misc]
+        flex_attention.flex_attention = flex

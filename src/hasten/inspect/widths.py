@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_iter
 
 # Stand-ins are far beyond any real size, each a digit of its own: what was made of them can be told apart.
 UNKNOWN = 1 << 20
@@ -23,21 +24,23 @@ class Widths:
     """How wide the inputs are: known ones, and stand-ins for those that are to be learned."""
 
     learned: dict[str, int] = field(default_factory=dict)
-    _asked: list[str] = field(default_factory=list)
+    _digits: dict[str, int] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> int:
         if name in self.learned:
             return self.learned[name]
-        if name not in self._asked:
-            self._asked.append(name)
-        return UNKNOWN << _DIGIT * (self._asked.index(name) % _MOST_UNKNOWN)
+        if name not in self._digits:
+            taken = {digit for other, digit in self._digits.items() if other not in self.learned}
+            free = [digit for digit in range(_MOST_UNKNOWN) if digit not in taken]
+            self._digits[name] = free[0] if free else len(taken) % _MOST_UNKNOWN
+        return UNKNOWN << _DIGIT * self._digits[name]
 
     def learn(self, got: int, wanted: int) -> bool:
         """What a width must be so that `got`, made of it, becomes `wanted`; False where that cannot be told.
 
         `got` may hold it several times (patches) and together with other things (concatenated).
         """
-        for index, name in enumerate(self._asked):
+        for name, index in self._digits.items():
             times = (got >> 20 + _DIGIT * index) & (1 << _DIGIT) - 1
             if name in self.learned or not times:
                 continue
@@ -47,25 +50,31 @@ class Widths:
                 return True
         return False
 
-    def learn_from(self, args: Any) -> bool:
-        """Learn from the arguments of an operation that was refused; False where they tell nothing."""
-        tensors = [value for value in args if isinstance(value, Tensor)]
+    def learn_from(self, args: Any, *, product: bool) -> bool:
+        """Learn from the arguments of an operation that was refused; False where they tell nothing.
+
+        Args:
+            product: whether it is a product of matrices; elsewhere sizes fit those at the same place.
+        """
+        tensors = [value for value in tree_iter(args) if isinstance(value, Tensor)]
         shapes = [value for value in args if isinstance(value, list | tuple)]
         sizes = [size for shape in shapes for size in shape if isinstance(size, int)]
         for index, tensor in enumerate(tensors):
             others = tensors[index + 1 :] + tensors[:index]
-            wanted = [size for other in others for size in _inner(other)] + sizes
-            for got in tensor.shape:
-                if got >= UNKNOWN and any(self.learn(got, size) for size in wanted):
+            for place, got in enumerate(tensor.shape, start=-tensor.ndim):
+                if got < UNKNOWN:
+                    continue
+                wanted = [size for other in others for size in _inner(other, place, product)] + sizes
+                if any(self.learn(got, size) for size in wanted):
                     return True
         return False
 
 
-def _inner(weight: Tensor) -> Iterator[int]:
-    """The size of a weight that has to fit an input's: a matrix comes transposed, a kernel has its inputs second."""
-    if weight.ndim == 2:
-        yield weight.shape[0]
-    elif weight.ndim > 2:
-        yield weight.shape[1]
+def _inner(weight: Tensor, place: int, product: bool) -> Iterator[int]:
+    """The size of a weight that has to fit an input's: a matrix comes transposed, others have it at the same place."""
+    if product and weight.ndim > 1:
+        yield weight.shape[-2]
+    elif weight.ndim >= -place and weight.shape[place] > 1:
+        yield weight.shape[place]
     elif weight.ndim == 1:
         yield weight.shape[0]

@@ -90,10 +90,10 @@ def sample(
 class Trainer:
     """One worker: a bfloat16 working copy, float32 master weights and their running mean (EMA)."""
 
-    def __init__(self, family: Family, folder: Path, device: str, seed: int, size: Size, compiled: bool = True):
+    def __init__(self, family: Family, folder: Path, device: str, seed: int, denoiser: Any, compiled: bool = True):
         torch.manual_seed(seed)
         self.folder = folder
-        self.worker = family.training_denoiser(family.build_denoiser(*size)).to(device)
+        self.worker = family.training_denoiser(denoiser).to(device)
         self.master = copy.deepcopy(self.worker).float()
         self.master.dtype = torch.float32
         self.ema = copy.deepcopy(self.master)
@@ -108,9 +108,13 @@ class Trainer:
         for working, master in zip(self.worker.parameters(), self.master.parameters(), strict=True):
             working.copy_(master)
 
+    def loss(self, batch: Batch, emphasis: float) -> tuple[torch.Tensor, dict[str, float]]:
+        """What is to become small, and figures of it."""
+        return denoiser_loss(self.family, self.worker, batch, emphasis)
+
     def update(self, batch: Batch, factor: float, emphasis: float) -> dict[str, float]:
         """One optimizer step; gradients are averaged over the workers."""
-        loss, figures = denoiser_loss(self.family, self.worker, batch, emphasis)
+        loss, figures = self.loss(batch, emphasis)
         loss.backward()
         masters = list(self.master.parameters())
         # The last block's text half feeds nothing and has no gradient.
@@ -178,7 +182,8 @@ def train_denoiser(
     `look(trainer, step, side)` is called by the first worker at every checkpoint.
     """
     rank, _ = place()
-    trainer = Trainer(data.family, folder, data.device, seed, size, compiled)
+    torch.manual_seed(seed)
+    trainer = Trainer(data.family, folder, data.device, seed, data.family.build_denoiser(*size), compiled)
     milestones = (schedule.low_steps,)
     run = Run("denoiser", folder, schedule.total, trainer, (25, 200), milestones, quiet or rank > 0, write=not rank)
     torch.manual_seed(seed + 1000 * rank + run.start)

@@ -1,4 +1,4 @@
-"""Convert checkpoints into diffusers folders, offline: formats, number formats, shards and variants."""
+"""Convert checkpoints into diffusers folders and into single files, offline; what was written is read back."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hasten.convert.original import original_weights
 from hasten.devices import resolve_dtype
 from hasten.errors import HastenError, LoadError
 from hasten.loading import dtype_keyword, load, quiet_loading
@@ -28,17 +29,17 @@ def convert(
     *,
     config: Path | None = None,
     dtype: str = "auto",
-    shard: str = "10GB",
+    shard: str | None = None,
     variant: str | None = None,
 ) -> int:
-    """Write a model as a diffusers folder, and read it back to compare every tensor.
+    """Write a model as a diffusers folder or as a single file, and read it back to compare every tensor.
 
     Args:
         source: a bundled name, a diffusers folder, a `.safetensors` file, or a pickle, which is read as weights only.
-        target: a folder that is not there yet, or empty.
+        target: a folder that is not there yet, or empty; or a `.safetensors` file that is not there yet.
         config: the diffusers folder whose configuration a single file has; beside the file by default.
         dtype: fp32, fp16 or bf16; auto keeps fp32.
-        shard: the most that one file of weights holds, such as 500MB.
+        shard: the most that one file of weights holds, such as 500MB; 10GB by default.
         variant: a word in the files' names, such as fp16.
 
     Returns:
@@ -47,8 +48,13 @@ def convert(
         HastenError: the target is in use, or what was read back differs.
         LoadError: the source cannot be read.
     """
-    if target.suffix == ".safetensors":
-        raise HastenError(f"{target}: hasten writes diffusers folders, no single files")
+    is_file = target.suffix == ".safetensors"
+    if is_file and target.exists():
+        raise HastenError(f"{target} is there already: name another file")
+    if is_file and (shard or variant):
+        raise HastenError(
+            "--shard and --variant are for folders: a single file is one file, with the name that you give"
+        )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise HastenError(f"{target} is there already and not empty: name another folder")
     with tempfile.TemporaryDirectory() as scratch:
@@ -56,9 +62,43 @@ def convert(
         plan = load_plan(None, model=model, device="cpu", dtype="fp32" if dtype == "auto" else dtype)
         pipe = load(plan)
         with quiet_loading():
-            pipe.save_pretrained(target, safe_serialization=True, max_shard_size=shard, variant=variant)
-            _keep_native(model, target)
-            return _compare(pipe, target, resolve_dtype(plan.precision.dtype, torch.device("cpu")), variant)
+            if is_file:
+                return _write_file(pipe, model, target, dtype, Path(scratch))
+            pipe.save_pretrained(target, safe_serialization=True, max_shard_size=shard or "10GB", variant=variant)
+            keep_native(model, target)
+            again = DiffusionPipeline.from_pretrained(
+                target,
+                **dtype_keyword(resolve_dtype(plan.precision.dtype, torch.device("cpu"))),
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
+            )
+            return _compare(pipe, again, target)
+
+
+def _write_file(pipe: Any, model: str, target: Path, dtype: str, scratch: Path) -> int:
+    """Write a single file, and read it through diffusers' reader before it gets its name."""
+    weights = {name: tensor.contiguous().clone() for name, tensor in original_weights(pipe).items()}
+    folder = locate(model).path
+    if folder is None or not folder.is_dir():
+        raise HastenError(f"{model}: a single file is written from a diffusers folder, or from a bundled model")
+    partial = target.with_name(f".{target.name}.partial.safetensors")
+    beside = scratch / "again"
+    beside.mkdir()
+    try:
+        save_file(weights, partial, metadata={"format": "pt"})
+        (beside / "model.safetensors").symlink_to(partial.resolve())
+        (beside / "model").symlink_to(folder.resolve())
+        again = load(
+            load_plan(
+                None, model=str(beside / "model.safetensors"), device="cpu", dtype="fp32" if dtype == "auto" else dtype
+            )
+        )
+        compared = _compare(pipe, again, target)
+        partial.replace(target)
+        return compared
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _prepared(path: Path, source: str, config: Path | None, scratch: Path) -> str:
@@ -111,11 +151,16 @@ def _keep_native(model: str, target: Path) -> None:
         shutil.copyfile(located.path / "hasten.json", target / "hasten.json")
 
 
-def _compare(pipe: Any, target: Path, dtype: torch.dtype, variant: str | None) -> int:
+def keep_native(model: str, target: Path) -> None:
+    """Copy a model's own settings (`hasten.json`) into a folder made of it."""
+    located = locate(model)
+    settings = native_settings(located)
+    if settings.model_fields_set and located.path is not None and located.path.is_dir():
+        shutil.copyfile(located.path / "hasten.json", target / "hasten.json")
+
+
+def _compare(pipe: Any, again: Any, target: Path) -> int:
     """What is read back has every tensor that was in memory: the same inputs then give the same outputs."""
-    again = DiffusionPipeline.from_pretrained(
-        target, **dtype_keyword(dtype), variant=variant, use_safetensors=True, local_files_only=True
-    )
     compared = 0
     for name, model in pipe.components.items():
         if not isinstance(model, nn.Module):
@@ -123,6 +168,6 @@ def _compare(pipe: Any, target: Path, dtype: torch.dtype, variant: str | None) -
         state = again.components[name].state_dict()
         for key, tensor in model.state_dict().items():
             if key not in state or not torch.equal(state[key], tensor):
-                raise HastenError(f"{target / name}: {key} differs from what was read")
+                raise HastenError(f"{target}: {name}'s {key} differs from what was read")
             compared += 1
     return compared
