@@ -80,7 +80,7 @@ class _Lanes:
     def of(self, layer: Layer) -> tuple[str, ...]:
         shapes = [shape for shape in layer.inputs.values() if len(shape) > 2 and shape[-2] > 1]
         found = {self._lane(shape) for shape in shapes}
-        if not found:
+        if not found or all(len(shape) < 3 for shape in layer.outputs):
             return ("condition",)
         if any(len(shape) == 3 and shape[-2] == self.image + self.text for shape in shapes):
             return ("image", "text")
@@ -222,8 +222,10 @@ def _draw_card(
                 if lane in ends and lane in places:
                     start, shape = ends[lane]
                     x = _centre(places, lane)
-                    canvas.line([(x, start), (x, row_y)], "flow")
                     enters = card.title and lane not in seen
+                    if enters:  # the head of a card is left free
+                        canvas.line([(x, start), (x, y)], "flow", arrow=False)
+                    canvas.line([(x, y + 27 if enters else start), (x, row_y)], "flow")
                     canvas.text(x + 8, y - 9 if enters else row_y - 7, edge_text(shape), "edge halo")
                     seen.add(lane)
             draw_unit(canvas, box.layer, begin, row_y, width, whole)
