@@ -16,8 +16,9 @@ With the correction (`ledger`) the skipped steps are interpolated once m is know
 s_m and one old step less among the nodes.
 
 The tolerance is a bound for the whole run: for the root of the sum of the squares of all D over the latent's own size.
-Least computed steps for a given sum means the same D in every gap; and gaps grow as the noise falls. So of the square
-of the bound the share (k/T)^ρ may be spent up to step k. What was really spent is known after every gap.
+Least computed steps for a given sum means the same D in every gap. So of the square of the bound the share (k/T)^ρ may
+be spent up to step k. What was really spent is known after every gap. Of the first gap nothing is known, and divided
+differences over a short gap see little but the roughness of the outputs: it is `T/2 · √tolerance` steps wide.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ from hasten.caching.predictors import poly
 
 NODES = 4
 """So many computed steps are looked at, the one just computed included."""
+FIRST = 0.5
+"""The first gap, as a share of the run's steps at a tolerance of 1; it goes with the root of the tolerance."""
+GROWTH = 2
+"""A gap is at most so many times as wide as the one before: what was measured near by says nothing of far away."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Tolerance(Adaptive):
     tolerance: float = 0.01
     order: int = 2
     corrects: bool = False
-    rho: float = 1.2
+    rho: float = 1.0
     leak: float = 0.3
 
     def __post_init__(self) -> None:
@@ -94,10 +99,13 @@ class Tolerance(Adaptive):
         if constants and before[0] < shown.index - 1:
             self._spent += (self._gap(shown, constants, before, shown.index) / shown.size) ** 2
         self._next = shown.index + 1
+        if not before:
+            self._next = shown.index + max(1, round(FIRST * len(shown.places) * sqrt(min(self.tolerance, 1.0))))
         if not constants or not shown.size:
             return
         nodes, total = list(self._nodes), len(shown.places)
-        for until in range(shown.index + 2, total):
+        widest = shown.index + GROWTH * (shown.index - before[0])
+        for until in range(shown.index + 2, min(total, widest + 1)):
             error = self._gap(shown, constants, nodes, until) / shown.size
             if self._spent + error**2 > self.tolerance**2 * (until / total) ** self.rho:
                 break

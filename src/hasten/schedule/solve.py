@@ -61,6 +61,7 @@ def solve(
     budgets: Sequence[int],
     jobs: Sequence[Job] = (),
     tries: int = 0,
+    forecasts: Sequence[Forecast] = FORECASTS,
     progress: Callable[[str], None] = lambda what: None,
 ) -> list[Point]:
     """The best schedule for each number of computed steps.
@@ -70,13 +71,14 @@ def solve(
         budgets: numbers of computed steps; those that leave nothing to skip are left out.
         jobs, tries: so many candidates per budget are run for these prompts, and the best of them is kept; without
             them the Gram matrix decides alone.
+        forecasts: the predictors to choose among.
         progress: told what is being done.
     """
     problem = problem_of(session, measured, steps)
     length = problem.steps
     wanted = sorted({budget for budget in budgets if 1 <= budget < length})
     progress(f"searching masks for {length} steps")
-    found = frontier(problem, wanted, keep=max(64, 4 * tries)) if wanted else {}
+    found = frontier(problem, wanted, forecasts, keep=max(64, 4 * tries)) if wanted else {}
     session = at_steps(session, steps)
     references = {}
     if tries:

@@ -35,8 +35,8 @@ class Chooser:
     def begin(self, known: Sequence[Mapping[str, Any]]) -> None:
         """First what was tried before, then the obvious: every part at work, and ever fewer computed steps."""
         parts = {axis.name: next(iter(axis.options)) for axis in self._axes}
-        first = [{"cache": "schedule", "share": share} for share in (0.24, 0.16, 0.12, 0.32)]
-        first += [{"cache": "tolerance", "tolerance": tolerance} for tolerance in (0.01, 0.03)]
+        first = [{"cache": "schedule", "share": share} for share in (0.2, 0.12, 0.08, 0.16, 0.06, 0.3)]
+        first += [{"cache": "tolerance", "tolerance": tolerance} for tolerance in (0.03, 0.1)]
         plain = {"steps": self._steps[0], "sampler": AS_IT_IS}
         for chosen in [*known, *({**plain, **parts, **one} for one in first)]:
             self._study.enqueue_trial(dict(chosen))
@@ -46,9 +46,9 @@ class Chooser:
         self._asked = trial = self._study.ask()
         chosen: dict[str, Any] = {"cache": trial.suggest_categorical("cache", ["schedule", "tolerance", "none"])}
         if chosen["cache"] == "schedule":
-            chosen["share"] = trial.suggest_float("share", 0.08, 0.5)
+            chosen["share"] = trial.suggest_float("share", 0.05, 0.5)
         elif chosen["cache"] == "tolerance":
-            chosen["tolerance"] = trial.suggest_float("tolerance", 0.002, 0.2, log=True)
+            chosen["tolerance"] = trial.suggest_float("tolerance", 0.005, 0.5, log=True)
         chosen["steps"] = trial.suggest_categorical("steps", list(self._steps))
         chosen["sampler"] = trial.suggest_categorical("sampler", [AS_IT_IS, *self._samplers])
         for axis in self._axes:

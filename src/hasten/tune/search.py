@@ -23,6 +23,7 @@ from hasten.generation import Result, Session
 from hasten.plan import Plan
 from hasten.schedule import store
 from hasten.schedule.measure import measure
+from hasten.schedule.problem import Forecast
 from hasten.schedule.solve import Point, solve
 from hasten.tune.floors import Floor, judge
 from hasten.tune.outcome import Outcome, finished
@@ -46,7 +47,9 @@ _WORTH = 0.98
 """A part has to bring so much to be taken into whole plans."""
 _HOPELESS = -3.0
 """A plan that is so far below a floor on its first image, in dB, is not run on the others."""
-_SHARES = (0.1, 0.12, 0.14, 0.16, 0.18, 0.2, 0.24, 0.28, 0.32, 0.4, 0.5)
+_FORECASTS = (Forecast(2, 0.75), Forecast(1, corrected=True), Forecast(2, corrected=True))
+"""Those that searches usually end with."""
+_SHARES = (0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.18, 0.2, 0.24, 0.28, 0.32, 0.4, 0.5)
 _STALE = 20
 """So many whole plans in a row that were no better end the search."""
 
@@ -184,7 +187,7 @@ class Tuner:
             path.write_text(store.text(store.calibration_of(self._session, measured)), "utf-8")
         for steps in step_counts(self.base.generation.num_inference_steps):
             budgets = sorted({max(3, round(steps * share)) for share in _SHARES})
-            self._points += solve(self._session, measured, steps, budgets, progress=self.progress)
+            self._points += solve(self._session, measured, steps, budgets, forecasts=_FORECASTS, progress=self.progress)
 
     def _whole(self, axes: Sequence[Axis]) -> None:
         """Whole plans, chosen by Optuna, until time or ideas run out."""
