@@ -21,7 +21,7 @@ from torch import Tensor
 import tiny
 from hasten import accelerate
 from hasten.errors import PassError, PlanError
-from hasten.plan import AdaptiveSteps, Sampler, load_plan
+from hasten.plan import AdaptiveSteps, Sampler, Uncertainty, load_plan
 from hasten.sampling.adaptive import Respacer, Rule, Stride, suits
 from hasten.sampling.catalogue import CATALOGUE, kind_of
 from hasten.sampling.noise import Level, clean_image, denoiser_output, levels_of
@@ -113,7 +113,8 @@ def test_scores_are_derivatives_over_the_noise_level_whatever_the_steps() -> Non
 
 
 def test_the_least_sure_image_of_a_batch_decides() -> None:
-    rule = Rule.of(AdaptiveSteps(warmup_steps=3, min_steps=5, max_steps=20))
+    surely = Uncertainty(threshold_low=0, threshold_high=0.02)
+    rule = Rule.of(AdaptiveSteps(warmup_steps=3, min_steps=5, max_steps=20, uncertainty=surely))
     calm, wild = tiny.noise(1, 50, seed=1), tiny.noise(1, 50, seed=2)
 
     def past(*images: tuple[Tensor, float]) -> list[Prediction]:
@@ -370,7 +371,7 @@ def test_what_cannot_be_is_refused(section: dict[str, Any], problem: str) -> Non
 
 
 def test_a_mask_is_for_one_number_of_steps() -> None:
-    with pytest.raises(PlanError, match=r"cache\.mask: is made for one number of steps"):
+    with pytest.raises(PlanError, match=r"cache: method 'reuse' with 'mask' is made for one number"):
         load_plan({"adaptive": True, "cache": {"method": "reuse", "mask": [0, 5, 9]}})
 
 

@@ -11,14 +11,14 @@ from hasten.plan.values import as_name
 
 Score = Literal["pred_var", "solver_order", "curvature"]
 
-WARMUP = 10
-METHOD: Score = "solver_order"
+WARMUP = 15
+METHOD: Score = "pred_var"
 THRESHOLDS: dict[Score, tuple[float, float]] = {
-    "pred_var": (0.1, 0.3),
-    "solver_order": (0.1, 0.3),
-    "curvature": (0.1, 0.3),
+    "pred_var": (0.04, 0.12),
+    "solver_order": (0.5, 2.6),
+    "curvature": (20.0, 400.0),
 }
-"""Low and high, as `python -m benchmarks adaptive-scores` found them on the bundled models."""
+"""Low and high: they span the scores of both bundled models after 15 of 50 steps (`benchmarks adaptive-scores`)."""
 
 
 class Uncertainty(Section):
@@ -28,7 +28,7 @@ class Uncertainty(Section):
 
     method: Annotated[Score, BeforeValidator(as_name)] | None = None
     """The variance of the predicted image over the warm-up, the difference between a step of first and one of second
-    order, or the curvature of the predicted image. null: solver_order."""
+    order, or the curvature of the predicted image. null: pred_var."""
     threshold_low: Number | None = Field(default=None, ge=0)
     """Up to this score a run makes `min_steps`."""
     threshold_high: Number | None = Field(default=None, ge=0)
@@ -49,7 +49,7 @@ class AdaptiveSteps(Section):
 
     enabled: bool | None = None
     warmup_steps: Whole | None = Field(default=None, ge=3)
-    """So many steps are made before the number of the others is chosen. null: 10."""
+    """So many steps are made before the number of the others is chosen. null: 15."""
     min_steps: Whole | None = Field(default=None, ge=1)
     """Of the whole run. null: half of those that were asked for."""
     max_steps: Whole | None = Field(default=None, ge=1)

@@ -70,12 +70,25 @@ def _adaptive(plan: Plan, steps: int | None) -> Iterator[Conflict]:
             text = f"after a warm-up of {warmup} steps nothing is left to choose of {count}"
             yield Conflict("adaptive.warmup_steps", text, (key,))
             break
-    for number, cache in enumerate(plan.caches):
-        place = f"cache.{number}." if len(plan.caches) > 1 else "cache."
-        for key in ("mask", "ratios"):
-            if getattr(cache, key) is not None:
-                text = "is made for one number of steps, and with adaptive that is only known in the run"
-                yield Conflict(f"{place}{key}", text, ("adaptive",))
+    yield from _cached(plan)
+
+
+def _cached(plan: Plan) -> Iterator[Conflict]:
+    """Caches that plan all steps of a run in advance, or would predict some of its warm-up."""
+    from hasten.caching.settings import resolve_all
+
+    try:
+        layers = resolve_all(plan.cache)
+    except CacheError:
+        return  # told elsewhere
+    for layer in layers:
+        fixed = "mask" if layer.mask is not None else layer.policy
+        if layer.mask is not None or layer.steps is not None or layer.policy in ("gate", "table"):
+            what = f"method {layer.method!r} with {fixed!r}"
+            yield Conflict(
+                "cache", f"{what} is made for one number of steps; with adaptive a run chooses", ("adaptive",)
+            )
+            return
 
 
 def _method(plan: Plan) -> Iterator[Conflict]:
