@@ -151,7 +151,7 @@ def test_the_complete_plan_has_every_key_and_is_the_default_preset() -> None:
     (complete,) = (block for block in blocks_of(ROOT / "docs" / "plans.md") if block.comment == "file: complete.yaml")
     written = {m[1]: bool(m[2]) for m in re.finditer(r"^ *(\w+):(?=.*?(#)|)", complete.text, re.MULTILINE)}
     assert set(written) == {key.rpartition(".")[2] for key in dotted_keys(Plan)}
-    sections = {"precision", "sampler", "quantization", "attention", "compile", "memory", "generation", "io"}
+    sections = {"precision", "sampler", "quantization", "attention", "compile", "memory", "tokens", "generation", "io"}
     assert {key for key, explained in written.items() if not explained} == sections
     import yaml
 
