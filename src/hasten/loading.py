@@ -9,17 +9,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.pipelines import pipeline_utils
 
 from hasten.devices import DTYPES, resolve_device, resolve_dtype
 from hasten.errors import LoadError
 from hasten.loaders import gguf_arguments, loading_arguments, names_in
 from hasten.models import Located, check_weights, config_folder_of, locate
 from hasten.plan import Plan
+from hasten.quiet import without_torchaos_noise
 from hasten.sampling.samplers import apply_sampler
+
+with without_torchaos_noise():
+    import diffusers
+    from diffusers import DiffusionPipeline
+    from diffusers.pipelines import pipeline_utils
 
 
 def load(plan: Plan, *, pickle: bool = False) -> Any:

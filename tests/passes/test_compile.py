@@ -110,12 +110,28 @@ def test_blocks_are_those_that_the_model_names_or_its_lists(qwen: Any) -> None:
 
 
 @pytest.mark.slow
-def test_inductor_computes_the_same_image(qwen: Any, tmp_path: Any) -> None:
+def test_inductor_computes_the_same_image_and_finds_its_code_again(qwen: Any, tmp_path: Any) -> None:
     plain = qwen(**tiny.qwen_call(steps=3, guided=False)).images
-    with accelerate(qwen, "none", compile={"inductor": "freezing", "cache_dir": str(tmp_path)}):
+    found = []
+    for _ in range(2):
+        with accelerate(qwen, "none", compile={"fullgraph": True, "cache_dir": str(tmp_path)}) as handle:
+            result = qwen(**tiny.qwen_call(steps=3, guided=False)).images
+            found.append(figures(handle))
+            qwen(**tiny.qwen_call(steps=3, guided=False, seed=1))
+            assert figures(handle) == found[-1]
+        assert torch.allclose(result, plain, atol=1e-3)
+        torch.compiler.reset()
+    assert [one["from_cache"] > 0 for one in found] == [False, True]
+    assert all((one["recompilations"], one["graph_breaks"]) == (0, 0) for one in found)
+    assert found[1]["seconds"] < found[0]["seconds"]
+
+
+@pytest.mark.slow
+def test_inductor_takes_weights_for_constants(qwen: Any) -> None:
+    plain = qwen(**tiny.qwen_call(steps=3, guided=False)).images
+    with accelerate(qwen, "none", compile={"inductor": "freezing"}):
         result = qwen(**tiny.qwen_call(steps=3, guided=False)).images
     assert torch.allclose(result, plain, atol=1e-3)
-    assert any(tmp_path.iterdir())
 
 
 def test_a_denoiser_can_be_traced(qwen: Any) -> None:

@@ -9,7 +9,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,6 +18,10 @@ from hasten.errors import HastenError, LoadError
 from hasten.loading import dtype_keyword, load, quiet_loading
 from hasten.models import locate, native_settings
 from hasten.plan import load_plan
+from hasten.quiet import without_torchaos_noise
+
+with without_torchaos_noise():
+    from diffusers import DiffusionPipeline
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 

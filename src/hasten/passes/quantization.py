@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import logging
 import re
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -20,6 +17,7 @@ from hasten.passes.journal import reversible
 from hasten.passes.precision import kept_in_fp32
 from hasten.passes.target import Target, bytes_of
 from hasten.plan import Plan, Quantization
+from hasten.quiet import without_torchaos_noise
 
 NAME = "quantization"
 # Schemes by their classes in torchao, and what they need.
@@ -93,7 +91,7 @@ def layers_of(part: nn.Module, exclude: tuple[str, ...] = ()) -> dict[str, nn.Li
 
 
 def _quantize(part: nn.Module, scheme: str, chosen: dict[str, nn.Linear], keeps: bool) -> Done:
-    with _quiet():
+    with without_torchaos_noise():
         from torchao import quantization as torchao
 
         config = getattr(torchao, _CONFIGS[scheme])()
@@ -104,7 +102,7 @@ def _quantize(part: nn.Module, scheme: str, chosen: dict[str, nn.Linear], keeps:
         # One by one, so that no more than one layer is there twice.
         for layer in chosen.values():
             weight = layer.weight.detach()
-            with _quiet():
+            with without_torchaos_noise():
                 torchao.quantize_(layer, config)
             squares[:] = map(sum, zip(squares, error_squares(weight, layer.weight), strict=True))
 
@@ -138,19 +136,3 @@ def _by_loader(target: Target, section: Quantization) -> Iterator[Change]:
             f"by {section.loader}, while it was loaded",
             partial(Done, lambda: None, {"bytes": bytes_of(part)}),
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torchao tells of every kernel for other machines that it cannot load here."""
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
