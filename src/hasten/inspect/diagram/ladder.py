@@ -14,6 +14,7 @@ from hasten.inspect.watching import Shape, Skip
 from hasten.inspect.words import shape_text
 
 _UNIT, _GAP, _ROW, _BAND, _INDENT, _RUNG = 178.0, 14.0, 82.0, 30.0, 30.0, 170.0
+_ABOVE = 34.0  # room for what all blocks are told
 
 
 @dataclass
@@ -40,6 +41,7 @@ def has_ladder(component: Component) -> bool:
 def draw_ladder(canvas: Canvas, component: Component, whole: Whole, top: float) -> None:
     """Draw a UNet below `top`."""
     rows, before, middle, after = _arranged(component)
+    above, top = top, top + _ABOVE
     bands = max(row.band for row in rows) + 1
     wide = max(len(row.left) for row in rows) * (_UNIT + _GAP)
     left_end = 60 + wide + (bands - 1) * _INDENT
@@ -58,7 +60,7 @@ def draw_ladder(canvas: Canvas, component: Component, whole: Whole, top: float) 
         y += _BAND
         del band
     _draw_left(canvas, rows, whole, component)
-    _draw_conditions(canvas, component, before, whole, (left_end - _GAP, right_begin), top)
+    _draw_conditions(canvas, component, before, whole, (left_end - _GAP, right_begin), above)
     _draw_right(canvas, rows, whole, component, after, right_begin, top)
     _draw_middle(canvas, rows, whole, middle, right_begin, y)
 

@@ -115,7 +115,7 @@ def words_of(layer: Layer) -> str:
         count = min(kinds.values())
         return f"{f'{count} × ' if count > 1 else ''}{' + '.join(kinds)} {heads}"
     linear = [inner.facts for inner in layer.walk() if "in_features" in inner.facts]
-    kernels = [inner.facts for inner in layer.walk() if "kernel_size" in inner.facts]
+    kernels = [inner.facts for inner in layer.walk() if {"kernel_size", "in_channels"} <= inner.facts.keys()]
     if kernels:
         first, last = kernels[0], kernels[-1] if len(kernels) < 3 else kernels[0]
         side = first["kernel_size"]
