@@ -711,8 +711,8 @@ CASES: dict[str, Case] = {
     ),
     "StableCascadeUNet": Case(
         {"in_channels": 4, "out_channels": 4, "timestep_ratio_embedding_dim": 8, "conditioning_dim": 12,
-         "block_out_channels": (8, 16), "num_attention_heads": (2, 2), "down_num_layers_per_block": (1, 2),
-         "up_num_layers_per_block": (2, 1), "clip_text_pooled_in_channels": 8, "clip_seq": 2},
+         "block_out_channels": (8, 16), "num_attention_heads": (2, 2), "down_num_layers_per_block": (1, 4),
+         "up_num_layers_per_block": (4, 1), "clip_text_pooled_in_channels": 8, "clip_seq": 2},
         ("sample", (1, 4, 8, 8)),
         lambda: {"clip_text_pooled": noise(1, 1, 8)},
         time="timestep_ratio",

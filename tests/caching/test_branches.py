@@ -148,6 +148,21 @@ def test_residuals_and_writing_in_between_do_no_harm(way: Callable[[Any], dict[s
     site.detach()
 
 
+def test_of_a_controlnets_residuals_those_of_the_shallow_part_count_at_a_skipped_step(unet: Any) -> None:
+    residuals, mid = controlnet(unet).values()
+
+    def steered(number: int | None) -> dict[str, Any]:
+        changed = [residual + (k == number) for k, residual in enumerate(residuals)]
+        return {"down_block_additional_residuals": tuple(changed), "mid_block_additional_residual": mid}
+
+    site, blanks = BranchSite(unet, 1), {}
+    with torch.no_grad():
+        result, values = site.compute(unet, call(), steered(None), blanks, None, keep=True)
+        skipped = [site.skip(unet, call(), steered(number), blanks, exact(values)).sample for number in (0, 1, 2, 5)]
+    site.detach()
+    assert [torch.equal(one, result.sample) for one in skipped] == [False, False, True, True]
+
+
 class Hourglass(nn.Module):
     """A UNet of nobody's class: one level down, one up, and the skip connection as `way` joins it."""
 

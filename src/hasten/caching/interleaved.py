@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
+import torch
 from torch import nn
 
 from hasten.caching.tracing import TracedCall, Tracer
@@ -60,6 +62,8 @@ class StackTracer(Tracer):
         stacks = self._stacks()
         if not stacks:
             return Wiring((), (), "nothing that enters its stack of blocks comes out of it again in that shape"), {}
+        if not all(_alike(one, other) for one, other in combinations(map(self._shape, stacks), 2)):
+            return Wiring((), (), "what passes through its blocks changes its size on the way, as in a UNet"), {}
         given = {node for stack in stacks for node in stack.leaving.values()}
         entering = {node for stack in stacks for node in stack.entering}
         idle = self.idle(given, also=entering, around=[stack.begin for stack in stacks])
@@ -115,9 +119,19 @@ class StackTracer(Tracer):
             for leaf, meta in zip(leaving, metas, strict=True)
         }
 
+    def _shape(self, stack: _Stack) -> torch.Size:
+        return next(self.metas[node].shape for leaf, node in stack.leaving.items() if stack.into[leaf] is not None)
+
     def _sizes(self, call: TracedCall) -> set[int]:
         """A stream may be laid out anew on its way, but it stays what it is: a UNet's does not."""
         return {self.metas[node].shape.numel() for node in call.outputs.values()}
+
+
+def _alike(one: torch.Size, other: torch.Size) -> bool:
+    """Whether two streams can be one that was laid out anew, or had tokens appended."""
+    if one.numel() == other.numel():
+        return True
+    return len(one) == len(other) and sum(a != b for a, b in zip(one, other, strict=True)) == 1
 
 
 def _spans(idle: Sequence[TracedCall], stacks: Sequence[_Stack]) -> list[Span]:

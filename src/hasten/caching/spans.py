@@ -216,7 +216,7 @@ class SpanSite:
     def _fit(self, wiring: Wiring) -> Wiring:
         if self._absolute:
             return _absolute(wiring)
-        if any(stream.into is not None for span in wiring.spans for stream in span.streams) or not wiring.spans:
+        if all(any(stream.into is not None for stream in span.streams) for span in wiring.spans if span.streams):
             return wiring
         return Wiring(wiring.sequence, (), "nothing that enters its stack of blocks comes out of it again")
 
