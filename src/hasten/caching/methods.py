@@ -12,6 +12,36 @@ from typing import Any, Literal
 from hasten.caching.prediction import TUNABLE, Coordinate, PredictorName
 from hasten.caching.vocabulary import PolicyName, SignalName, SiteName
 
+MethodName = Literal[
+    "taylorseer",
+    "reuse",
+    "tolerance",
+    "hicache",
+    "foca",
+    "ab-cache",
+    "dmd",
+    "spectrum",
+    "freqca",
+    "taylorcache",
+    "teacache",
+    "fbcache",
+    "dbcache",
+    "dicache",
+    "adacache",
+    "bwcache",
+    "speca",
+    "easycache",
+    "magcache",
+    "deepcache",
+    "taylorseer-sublayer",
+    "taylorseer-lite",
+    "fora",
+    "deepcache-blocks",
+    "pab",
+    "fastercache",
+    "tgate",
+]
+
 
 @dataclass(frozen=True)
 class Method:
@@ -39,10 +69,10 @@ class Method:
         tolerance, correct: see `tolerance` and `ledger`.
         layers: of a method of several sites, each of them with its defaults; those of the method itself say what its
             section may hold.
-        deaf: keys of the section that are not for this layer.
+        deaf: keys of a section for the whole method that are not for this layer.
     """
 
-    name: str
+    name: MethodName
     paper: str
     summary: str
     policy: PolicyName = "interval"

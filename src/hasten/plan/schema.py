@@ -17,6 +17,10 @@ from pydantic import (
     model_validator,
 )
 
+from hasten.caching.masks import BinsName
+from hasten.caching.methods import MethodName
+from hasten.caching.prediction import Coordinate, PredictorName
+from hasten.caching.vocabulary import PolicyName, SignalName, SiteName, StoreDtype
 from hasten.plan.adaptive import AdaptiveSteps
 from hasten.plan.checks import cross_check
 from hasten.plan.sampling import Sampler
@@ -36,38 +40,7 @@ class Cache(Section):
 
     short_form = "method"
 
-    method: Annotated[
-        Literal[
-            "taylorseer",
-            "reuse",
-            "tolerance",
-            "hicache",
-            "foca",
-            "ab-cache",
-            "dmd",
-            "spectrum",
-            "freqca",
-            "taylorcache",
-            "teacache",
-            "fbcache",
-            "dbcache",
-            "dicache",
-            "adacache",
-            "bwcache",
-            "speca",
-            "easycache",
-            "magcache",
-            "deepcache",
-            "taylorseer-sublayer",
-            "taylorseer-lite",
-            "fora",
-            "deepcache-blocks",
-            "pab",
-            "fastercache",
-            "tgate",
-        ],
-        BeforeValidator(as_name),
-    ] = "taylorseer"
+    method: Annotated[MethodName, BeforeValidator(as_name)] = "taylorseer"
     interval: Whole | None = Field(default=None, ge=1)
     """One step in every `interval` steps is computed; 1 skips nothing."""
     order: Whole | None = Field(default=None, ge=0, le=8)
@@ -76,27 +49,7 @@ class Cache(Section):
     """So many steps at the start are all computed."""
     cooldown: Whole | None = Field(default=None, ge=0)
     """So many steps at the end are all computed."""
-    site: (
-        Annotated[
-            Literal[
-                "guidance",
-                "output",
-                "latent",
-                "residual",
-                "unet_branch",
-                "span",
-                "last_block",
-                "block",
-                "attention",
-                "spatial_attention",
-                "temporal_attention",
-                "cross_attention",
-                "feed_forward",
-            ],
-            BeforeValidator(as_name),
-        ]
-        | None
-    ) = None
+    site: Annotated[SiteName, BeforeValidator(as_name)] | None = None
     """What is left out on a skipped step: the unconditional branch (`guidance`), all of the denoiser (`latent`: and
     what is predicted is what it adds to its input), its stack of blocks, the deep part of a UNet, a span
     of the stack, or parts of its blocks."""
@@ -104,15 +57,9 @@ class Cache(Section):
     """With sites `span` and `last_block`: so many first and so many last blocks keep running."""
     branch: Whole | None = Field(default=None, ge=0)
     """With site `unet_branch`: the skip connection below which the deep part begins; 0, the first, leaves most out."""
-    predictor: (
-        Annotated[
-            Literal["reuse", "difference", "poly", "taylor", "hermite", "ab2", "foca", "chebyshev", "dmd", "dcta"],
-            BeforeValidator(as_name),
-        ]
-        | None
-    ) = None
+    predictor: Annotated[PredictorName, BeforeValidator(as_name)] | None = None
     """How a stand-in is made from the last computed values."""
-    coordinate: Annotated[Literal["sigma", "index"], BeforeValidator(as_name)] | None = None
+    coordinate: Annotated[Coordinate, BeforeValidator(as_name)] | None = None
     """What `poly`, `ab2` and `foca` take as the position of a step; the others count steps."""
     damping: Number | None = Field(default=None, ge=0, le=1)
     """1 trusts the extrapolation in full, 0 is reuse."""
@@ -136,40 +83,19 @@ class Cache(Section):
         default=None, min_length=1
     )
     """The computed steps, one by one, in place of interval and first_enhance. An adaptive policy may compute more."""
-    policy: (
-        Annotated[
-            Literal[
-                "interval",
-                "mask",
-                "geometric",
-                "bins",
-                "window",
-                "gate",
-                "accumulate",
-                "compare",
-                "table",
-                "codebook",
-                "verify",
-                "tolerance",
-            ],
-            BeforeValidator(as_name),
-        ]
-        | None
-    ) = None
+    policy: Annotated[PolicyName, BeforeValidator(as_name)] | None = None
     """What decides: fixed steps, a table (`table`), a measured `signal` (`accumulate`, `compare`), what computed steps
     showed (`codebook`), how wrong skipped ones were (`verify`), or what predictions would do to the image
     (`tolerance`)."""
     budget: Whole | None = Field(default=None, ge=2)
     """With policy `geometric`: so many steps are computed, with growing gaps."""
-    bins: Annotated[Literal["slow", "medium", "fast", "ultra"], BeforeValidator(as_name)] | None = None
+    bins: Annotated[BinsName, BeforeValidator(as_name)] | None = None
     """One of cache-dit's step masks, for a run of any length; an adaptive policy may compute more."""
     window: Number | None = Field(default=None, ge=1)
     """With policy `window`: the first gap between computed steps after the warm-up."""
     growth: Number | None = Field(default=None, ge=0)
     """With policy `window`: each gap is so much wider than the one before."""
-    signal: Annotated[Literal["input", "estimate", "modulated", "state", "probe"], BeforeValidator(as_name)] | None = (
-        None
-    )
+    signal: Annotated[SignalName, BeforeValidator(as_name)] | None = None
     """What `accumulate` and `compare` measure at each step."""
     probe: Whole | None = Field(default=None, ge=1)
     """With signals `state` and `probe`: so many first blocks run before a step is decided."""
@@ -221,7 +147,7 @@ class Cache(Section):
     """Put right at each computed step what the skipped ones before it did wrong, as far as it shows then."""
     size: Number | None = Field(default=None, gt=0)
     """The ceiling for stored snapshots in MiB."""
-    store_dtype: Annotated[Literal["model", "fp32", "bf16", "fp16"], BeforeValidator(as_dtype)] | None = None
+    store_dtype: Annotated[StoreDtype, BeforeValidator(as_dtype)] | None = None
     """The number format of stored snapshots."""
 
 
