@@ -262,6 +262,15 @@ def test_a_method_of_layers_resolves_to_a_list_that_is_the_same_plan(name: str) 
     assert [expand(section) for section in written.caches] == [(layer,) for layer in expand(plan.caches[0])]
 
 
+def test_a_resolved_plan_names_what_is_fixed_for_a_layer_and_a_layer_by_itself_takes_it() -> None:
+    guidance, attention, cross = resolved_dict(load_plan("tgate"))["cache"]
+    assert (guidance["interval"], attention["interval"], cross["interval"]) == (1, 5, 1)
+    assert guidance["first_enhance"] == 1
+    assert resolved_dict(load_plan("fastercache"))["cache"][0]["timesteps"] == [-1, 641]
+    assert resolve({"method": "fastercache", "interval": 3, "site": "guidance"}).interval == 3
+    assert [layer.interval for layer in expand(Cache(method="fastercache", interval=3))] == [5, 3]
+
+
 def test_keys_of_the_section_go_to_the_layers_that_they_mean_something_to() -> None:
     spatial, temporal, cross = expand(Cache(method="pab", interval=3))
     assert (spatial.interval, temporal.interval, cross.interval) == (3, 3, 3)
@@ -283,6 +292,7 @@ def test_keys_of_the_section_go_to_the_layers_that_they_mean_something_to() -> N
         ),
         ({"method": "fora", "drop_guidance": False}, "cache.drop_guidance: method 'fora' drops no guidance"),
         ({"method": "pab", "timesteps": [800, 100]}, "cache.timesteps: no timestep lies between 800 and 100"),
+        ({"method": "fastercache", "site": "guidance", "damping": 0.3}, "cache.damping: has no effect with"),
         ({"policy": "gate"}, "policy 'gate' needs cache.gate_step"),
         ({"gate_step": 4}, "cache.gate_step: has no effect with policy 'interval'"),
         ([{"method": "fora"}, {"site": "attention"}], "sections 0 and 1 both cache site attention"),

@@ -281,7 +281,8 @@ def resolve(cache: Cache | Mapping[str, Any]) -> Settings:
 def _settings(cache: Cache, method: Method, share: int = 1) -> Settings:
     """Fill a section with the defaults of one of its layers, which is given one part in `share` of its ceiling."""
 
-    cache = cache.model_copy(update=dict.fromkeys(method.deaf))
+    if cache.site is None:  # else it is a layer by itself, and all that its section says is for it
+        cache = cache.model_copy(update=dict.fromkeys(method.deaf))
 
     def given(name: str) -> Any:
         value = getattr(cache, name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hasten.errors import CacheError
 
 if TYPE_CHECKING:
+    from hasten.caching.methods import Method
     from hasten.plan.schema import Cache, Plan
 
 
@@ -179,12 +180,19 @@ _TAKES: dict[str, frozenset[str]] = {
 }
 
 
-def _policy(cache: Cache, steps: int | None) -> Iterator[Conflict]:
+def _defaults(cache: Cache) -> Method:
+    """What fills a section: its method, or the layer of that method whose site it names."""
     from hasten.caching.methods import METHODS
+
+    method = METHODS[cache.method]
+    return next((layer for layer in method.layers if layer.site == cache.site), method)
+
+
+def _policy(cache: Cache, steps: int | None) -> Iterator[Conflict]:
     from hasten.caching.settings import policy_of
 
     policy = policy_of(cache)
-    own = cache.policy is None and policy == METHODS[cache.method].policy
+    own = cache.policy is None and policy == _defaults(cache).policy
     whose = f"policy {policy!r}" + (f" of method {cache.method!r}" if own else "")
     said = [conflict.key for conflict in _masked(cache, steps)]
     for name in sorted(frozenset.union(*_TAKES.values()) - _TAKES[policy]):
@@ -204,7 +212,7 @@ def _policy(cache: Cache, steps: int | None) -> Iterator[Conflict]:
             )
     if cache.policy == "mask" and cache.mask is None:
         yield Conflict("cache.policy", "policy 'mask' needs cache.mask: the steps to compute")
-    if policy == "gate" and cache.gate_step is None and METHODS[cache.method].gate_step is None:
+    if policy == "gate" and cache.gate_step is None and _defaults(cache).gate_step is None:
         yield Conflict("cache.policy", "policy 'gate' needs cache.gate_step: the first step of the second phase")
 
 
@@ -243,10 +251,9 @@ def _gathered(cache: Cache, steps: int | None) -> Iterator[Conflict]:
 
 
 def _prediction(cache: Cache, steps: int | None) -> Iterator[Conflict]:
-    from hasten.caching.methods import METHODS
     from hasten.caching.prediction import KINDS, TUNABLE
 
-    method = METHODS[cache.method]
+    method = _defaults(cache)
     key = "predictor" if cache.predictor is not None else "method"
     name = cache.predictor or method.predictor
     kind, chosen = KINDS[name], f"{key} {getattr(cache, key)!r}"

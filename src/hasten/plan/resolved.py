@@ -23,17 +23,17 @@ def resolved_dict(plan: Plan, *, wishes: bool = False) -> dict[str, Any]:
         HastenError: if the method cannot take these settings.
     """
     # Imported here: plan knows nothing of methods when it is only read, and `hasten --help` stays quick.
-    from hasten.caching.settings import expand, layers_of
+    from hasten.caching.settings import expand
 
     values = plan.to_dict()
     sections: list[dict[str, Any]] = []
     for section in plan.caches:
-        several = len(layers_of(section)) > 1
-        for method, settings in zip(layers_of(section), expand(section), strict=True):
+        layers = expand(section)
+        for settings in layers:
             filled = _filled(plan, section, settings)
-            left_out = set(method.deaf) if several else set()
-            if wishes and not several and section.site is None:
-                left_out |= {"site", "span"} - section.model_fields_set
+            left_out = set[str]()
+            if wishes and len(layers) == 1 and section.site is None:
+                left_out = {"site", "span"} - section.model_fields_set
             sections.append({name: value for name, value in filled.items() if name not in left_out})
     if plan.cache is not None:
         one = isinstance(plan.cache, Cache) and len(sections) == 1
