@@ -196,24 +196,6 @@ def test_sdxl_with_its_second_text_encoder_and_sizes() -> None:
 # --- adapters, loaded and switched between calls ---
 
 
-def ip_adapter(unet: Any) -> dict[str, Any]:
-    """Weights for one image token group: a projection, and a key and a value for each cross-attention."""
-    width, dim = 24, 12
-    weights = {}
-    crosses = [module for name, module in unet.named_modules() if name.endswith("attn2")]
-    for number, attention in enumerate(crosses):
-        shape = (attention.to_k.weight.shape[0], width)
-        weights[f"{2 * number + 1}.to_k_ip.weight"] = tiny.noise(*shape, seed=number) / width**0.5
-        weights[f"{2 * number + 1}.to_v_ip.weight"] = tiny.noise(*shape, seed=number + 50) / width**0.5
-    projection = {
-        "proj.weight": tiny.noise(4 * width, dim) / dim**0.5,
-        "proj.bias": torch.zeros(4 * width),
-        "norm.weight": torch.ones(width),
-        "norm.bias": torch.zeros(width),
-    }
-    return {"image_proj": projection, "ip_adapter": weights}
-
-
 def test_an_ip_adapter_is_loaded_weighed_and_taken_off_under_one_handle() -> None:
     pipe = tiny.stable_diffusion()
     call = lambda: tiny.stable_diffusion_call(STEPS)  # noqa: E731
@@ -222,7 +204,7 @@ def test_an_ip_adapter_is_loaded_weighed_and_taken_off_under_one_handle() -> Non
     plain = latents(pipe, call())
     with accelerate(pipe, **plan) as handle:
         without = latents(pipe, call())
-        pipe.load_ip_adapter(ip_adapter(pipe.unet), subfolder="", weight_name="", image_encoder_folder=None)
+        pipe.load_ip_adapter(tiny.ip_adapter(pipe.unet), subfolder="", weight_name="", image_encoder_folder=None)
         pipe.set_ip_adapter_scale(1.0)
         full = latents(pipe, seen())
         assert kinds(handle.report()) == COMPUTED
@@ -347,6 +329,51 @@ def test_two_denoisers_that_take_turns() -> None:
     assert names == {"transformer", "transformer_2"}
     assert 0 < distance(result, plain) < 1
     assert torch.equal(latents(pipe, tiny.wan_call(12)), plain)
+
+
+# --- calls that are broken off ---
+
+
+@pytest.fixture(scope="module")
+def breakable(base: Any) -> dict[str, tuple[Any, Callable[..., dict[str, Any]]]]:
+    return {"sd": (base, tiny.stable_diffusion_call), "wan": (tiny.wan(), tiny.wan_call)}
+
+
+@pytest.mark.parametrize(
+    ("which", "plan"),
+    [
+        ("sd", {"plan": "deepcache"}),
+        ("sd", {"plan": "tgate", "gate_step": 4}),
+        ("wan", {"plan": "fastercache"}),
+        ("wan", {"plan": "easycache", "threshold": 0.5, "first_enhance": 2}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["plan"],
+)
+def test_after_a_call_that_was_broken_off_the_next_one_is_as_ever(
+    breakable: Any, which: str, plan: dict[str, Any]
+) -> None:
+    pipe, call = breakable[which]
+
+    def broken_off(last: int, error: type[BaseException] | None) -> Callable[..., Any]:
+        def on_step_end(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            if index == last and error is not None:
+                raise error
+            pipe._interrupt = index >= last
+            return values
+
+        return on_step_end
+
+    with accelerate(pipe, **plan) as handle:
+        good = latents(pipe, call(9))
+        fates = kinds(handle.report())
+        assert "s" in fates
+        for error in (KeyboardInterrupt, RuntimeError):
+            with pytest.raises(error):
+                latents(pipe, call(9, seed=3, callback_on_step_end=broken_off(6, error)))
+            assert torch.equal(latents(pipe, call(9)), good)
+        latents(pipe, call(9, callback_on_step_end=broken_off(5, None)))
+        assert kinds(handle.report()) == fates[:6]
+        assert torch.equal(latents(pipe, call(9)), good)
 
 
 # --- modular pipelines ---

@@ -13,6 +13,9 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -177,6 +180,24 @@ def stable_diffusion_call(steps: int = 12, batch: int = 1, seed: int = 0, **more
     } | more
 
 
+def ip_adapter(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The weights of an IP-Adapter for a UNet: a projection, and a key and a value for each cross-attention."""
+    width, dim = 24, 12
+    weights: dict[str, Tensor] = {}
+    crosses = [module for name, module in model.named_modules() if name.endswith("attn2")]
+    for number, attention in enumerate(crosses):
+        shape = (attention.to_k.weight.shape[0], width)
+        weights[f"{2 * number + 1}.to_k_ip.weight"] = noise(*shape, seed=number) / width**0.5
+        weights[f"{2 * number + 1}.to_v_ip.weight"] = noise(*shape, seed=number + 50) / width**0.5
+    projection = {
+        "proj.weight": noise(4 * width, dim) / dim**0.5,
+        "proj.bias": torch.zeros(4 * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+    return {"image_proj": projection, "ip_adapter": weights}
+
+
 def flux(blocks: int = 2, single_blocks: int = 3, seed: int = 4) -> FluxPipeline:
     """Two lists of blocks of different classes, one after the other."""
     transformer = FluxTransformer2DModel(
@@ -279,6 +300,47 @@ def wan_call(steps: int = 12, seed: int = 0, **more: Any) -> dict[str, Any]:
         "num_inference_steps": steps,
         "height": SIZE,
         "width": SIZE,
+        "num_frames": 5,
+        "generator": torch.Generator().manual_seed(seed),
+        "output_type": "latent",
+        "guidance_scale": 3.0,
+    } | more
+
+
+def cogvideox(blocks: int = 3, seed: int = 7) -> CogVideoXPipeline:
+    """A video model with guidance in the batch; it has no VAE, and so makes latents only."""
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=24,
+        num_layers=blocks,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=5,
+        max_text_seq_length=TEXT,
+    )
+    pipe = CogVideoXPipeline(
+        transformer=random_(transformer, seed),
+        scheduler=CogVideoXDDIMScheduler(timestep_spacing="trailing"),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def cogvideox_call(steps: int = 12, seed: int = 0, **more: Any) -> dict[str, Any]:
+    """Arguments for a call of `cogvideox()`."""
+    return {
+        "prompt_embeds": noise(1, TEXT, 24, seed=seed + 10),
+        "negative_prompt_embeds": noise(1, TEXT, 24, seed=seed + 20),
+        "num_inference_steps": steps,
+        "height": 64,
+        "width": 64,
         "num_frames": 5,
         "generator": torch.Generator().manual_seed(seed),
         "output_type": "latent",

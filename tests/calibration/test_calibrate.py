@@ -15,10 +15,12 @@ import tiny
 from hasten import accelerate
 from hasten.caching.patching import CALL
 from hasten.calibration import store
+from hasten.calibration.key import key_of
 from hasten.calibration.measure import measure
 from hasten.calibration.store import Calibration, read
 from hasten.errors import CacheError, HastenError
 from hasten.handle import Handle
+from hasten.targets import ports_of
 
 STEPS = 8
 
@@ -168,6 +170,42 @@ def test_adapters_that_are_switched_between_calls_switch_the_figures(calibration
         pipe(**tiny.qwen_call(STEPS))
         assert kinds(handle) == before
         assert handle.report().notes == ()
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+def test_loras_and_ip_adapters_are_in_the_key_with_their_scales() -> None:
+    peft = pytest.importorskip("peft", reason="diffusers needs peft for LoRA")
+    pipe = tiny.stable_diffusion()
+    plain = key_of(pipe, ports_of(pipe))
+
+    def adapters() -> tuple[str, ...]:
+        """Those of the key; nothing else in it differs from the plain model's."""
+        key = key_of(pipe, ports_of(pipe))
+        assert all("other adapters" in difference for difference in plain.differences(key))
+        return key.adapters
+
+    pipe.load_ip_adapter(tiny.ip_adapter(pipe.unet), subfolder="", weight_name="", image_encoder_folder=None)
+    seen = []
+    for scale in (1.0, 0.4, {"down": {"block_0": [0.4]}}):
+        pipe.set_ip_adapter_scale(scale)
+        (one,) = adapters()
+        assert one.startswith("image-prompt-0 ")
+        seen.append(one)
+    pipe.unload_ip_adapter()
+    assert key_of(pipe, ports_of(pipe)) == plain
+    for name in ("style", "other"):
+        config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+        pipe.unet.add_adapter(config, name)
+    for names, scales in ((["style"], [1.0]), (["style"], [0.5]), (["other"], [1.0]), (["style", "other"], [1.0, 1.0])):
+        pipe.unet.set_adapters(names, scales)
+        found = adapters()
+        assert [one.split()[0] for one in found] == names
+        seen.append(" ".join(found))
+    assert len(set(seen)) == len(seen)
+    pipe.unet.disable_adapters()
+    assert adapters() == ()
+    pipe.unet.delete_adapters(["style", "other"])
+    assert key_of(pipe, ports_of(pipe)) == plain
 
 
 def test_a_denoiser_without_a_time_embedding_has_ratios_but_no_polynomial() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from hasten.caching.denoiser import Port
 _SAMPLES = 12
 # Number formats round; another training moves further.
 _TOLERANCE = 0.02
+# What adapters bring along is no part of the model itself.
+_OF_ADAPTERS = ("lora_", "_ip.", "encoder_hid_proj")
 
 
 class Weights(BaseModel):
@@ -86,23 +88,51 @@ def key_of(target: Any, ports: Iterable[Port]) -> Key:
 
 
 def adapters_of(ports: Iterable[Port]) -> tuple[str, ...]:
-    """Active adapters with their scales and a mark of their weights: `style 0.8 1a2b3c4d`."""
-    found: dict[str, None] = {}
+    """Active adapters with their scale where it is used first, and a mark of all their scales and of their weights.
+
+    `style 0.8 1a2b3c4d` is a LoRA, `image-prompt-0 0.6 5e6f7a8b` an IP-Adapter.
+    """
+    scales: dict[str, list[float]] = {}
+    weights: dict[str, tuple[float, ...]] = {}
     for port in ports:
         for module in port.module.modules():
-            lora, active = getattr(module, "lora_A", None), getattr(module, "active_adapters", None)
-            if not isinstance(lora, nn.ModuleDict) or getattr(module, "disable_adapters", False):
-                continue
-            for name in active if isinstance(active, (list, tuple)) else ():
-                if name in lora and not any(known.startswith(f"{name} ") for known in found):
-                    scale = getattr(module, "scaling", {}).get(name, 1.0)
-                    found[f"{name} {scale:g} {_digest(_sample(lora[name].parameters()))}"] = None
-    return tuple(found)
+            for name, scale, part in (*_loras(module), *_image_prompts(module)):
+                scales.setdefault(name, []).append(scale)
+                if name not in weights:
+                    weights[name] = _sample(part.parameters())
+    return tuple(f"{name} {own[0]:g} {_digest([own, weights[name]])}" for name, own in scales.items())
+
+
+def _loras(module: nn.Module) -> Iterator[tuple[str, float, nn.Module]]:
+    """What PEFT has laid over a module and is active: name, scale, weights."""
+    lora, active = getattr(module, "lora_A", None), getattr(module, "active_adapters", None)
+    if isinstance(lora, nn.ModuleDict) and not getattr(module, "disable_adapters", False):
+        for name in active if isinstance(active, (list, tuple)) else ():
+            if name in lora:
+                yield name, float(getattr(module, "scaling", {}).get(name, 1.0)), lora[name]
+
+
+def _image_prompts(module: nn.Module) -> Iterator[tuple[str, float, nn.Module]]:
+    """What an attention processor has of IP-Adapters: a number, scale, weights."""
+    keys = getattr(module, "to_k_ip", None)
+    if not isinstance(keys, nn.Module):
+        return
+    parts = list(keys) if isinstance(keys, nn.ModuleList) else [keys]
+    scale = getattr(module, "scale", 1.0)
+    scales = list(scale) if isinstance(scale, (list, tuple)) else [scale] * len(parts)
+    for number, (part, one) in enumerate(zip(parts, scales, strict=False)):
+        several = one if isinstance(one, (list, tuple)) else [one]  # one for each of several images
+        for place, value in enumerate(several):
+            yield f"image-prompt-{number}" + (f".{place}" if len(several) > 1 else ""), float(value), part
 
 
 def _weights(module: nn.Module) -> Weights:
     config = {name: value for name, value in dict(getattr(module, "config", {})).items() if not name.startswith("_")}
-    plain = (parameter for name, parameter in module.named_parameters() if "lora_" not in name)
+    if config.get("encoder_hid_dim_type") in ("ip_image_proj", "text_proj"):  # which loading an IP-Adapter exchanges
+        config["encoder_hid_dim_type"] = None
+    plain = (
+        parameter for name, parameter in module.named_parameters() if not any(part in name for part in _OF_ADAPTERS)
+    )
     return Weights(kind=type(module).__name__, config=_digest(config), sample=_sample(plain))
 
 
