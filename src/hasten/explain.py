@@ -195,7 +195,7 @@ def _steps(layer: Cache, shelf: Shelf | None) -> Iterator[Step]:
             raise CacheError(f"method {settings.method!r}: {why}")
         policy = settings.adaptive(sigmas, figures_for("", known))
     for index in range(total):
-        decision: Decision | None = layer.planned(index, total)
+        decision: Decision | None = layer.timetable.planned(index, total)
         if policy is not None and decision is not None and not decision.compute:
             # Of the adaptive policies only a table goes by nothing that is seen in the run.
             decision = policy.decide(index, total) if isinstance(policy, Table) else None

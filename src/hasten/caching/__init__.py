@@ -7,8 +7,9 @@ Files: `vocabulary`, `methods` and `settings` (names, their defaults, and a plan
 (run, step, sigma); `policies`, `masks` and `adaptive` (when), `signals`, `midway` and `figures` (by what they decide);
 `predictors`, `fits`, `bands` and `prediction` (how); `sites`, `spans`, `passage`, `branches`, `modules` and `guidance`
 (where), `wiring`, `joins`, `tracing`, `interleaved` and `parts` (how a model hangs together, learned by watching);
-`snapshots` and `budget` (what is stored); `denoiser`, `cache` (the engine of a layer), `stack` and `report`; `patching`
-and `trees` are tools. `helpers` (with `blockwise` and `published`) has AngelSlim's interface for lists of blocks.
+`snapshots` and `budget` (what is stored); `denoiser`, `timetable`, `serving`, `fallback` and `cache` (the engine of a
+layer), `stack` and `report`; `patching` and `trees` are tools. `helpers` (with `blockwise` and `published`) has
+AngelSlim's interface for lists of blocks.
 """
 
 from __future__ import annotations

@@ -8,54 +8,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
-from hasten.caching.bands import LowBand, grids_of
 from hasten.caching.budget import Budget
 from hasten.caching.clock import Clock
 from hasten.caching.denoiser import Branch, Denoiser, Port
+from hasten.caching.fallback import another_site
 from hasten.caching.figures import ByBranch, figures_for
 from hasten.caching.midway import NowhereError, Question
-from hasten.caching.policies import Decision, between, every_step, needed
-from hasten.caching.prediction import Moment
+from hasten.caching.policies import Decision
 from hasten.caching.report import Book, Report
-from hasten.caching.serving import Forecast, signature_of
+from hasten.caching.serving import Forecast, Served, signature_of, stand_in
 from hasten.caching.settings import Settings
 from hasten.caching.signals import Gauge, observed
-from hasten.caching.sites import Call, MisfitError, OutputSite, Predict, Site, UnfitError
-from hasten.caching.snapshots import conditional_rows, mean_rows
+from hasten.caching.sites import Call, OutputSite, Site, UnfitError
 from hasten.caching.spans import SpanSite
+from hasten.caching.timetable import Timetable
 from hasten.caching.tolerance import Shown, Tolerance
 from hasten.caching.trees import fresh
-from hasten.caching.vocabulary import FIXED, MIDWAY, WITHIN
+from hasten.caching.vocabulary import FIXED, MIDWAY
 from hasten.errors import CacheError
 
 FiguresOf = Callable[[Port], tuple[ByBranch, str]]
 
 # Tiled pipelines call the denoiser once per tile; a module that is called without end in one step is in no run at all.
 _MOST_BRANCHES = 64
-_ROWS = {"conditional": conditional_rows, "mean": mean_rows}
-
-
-class Served(NamedTuple):
-    """What became of one call of a denoiser.
-
-    Attributes:
-        reason: why it was computed, or what it was predicted from.
-        signal: what was measured, where the policy asked for it.
-        minor: there was nothing to leave out in this call.
-    """
-
-    result: Any
-    computed: bool
-    reason: str
-    signal: float | None = None
-    minor: bool = False
 
 
 class Cache:
@@ -73,17 +54,15 @@ class Cache:
         self._figures = figures
         self.settings = settings
         self.clock = clock
+        self.timetable = Timetable(settings, clock)
         self._denoisers = {port: Denoiser(port) for port in ports}
-        self._fixed = every_step if settings is None else settings.fixed
-        self._stores = settings is not None and self._fixed is not every_step
+        self._stores = self.timetable.leaves_out
         self._adapts = settings is not None and settings.policy not in FIXED
         adaptive = settings.adaptive(()) if settings is not None else None
         self._observes = adaptive is not None and adaptive.observes
         self._budget = Budget(settings) if settings is not None else None
         self._book = Book()
         self._runs = 0
-        self._schedule: tuple[tuple[int, int | None], list[Decision], tuple[bool, ...]] = ((0, None), [], ())
-        self._idle = False
         self._denied: Counter[str] = Counter()
         self._lacking = ""
         self._ended = False
@@ -167,8 +146,8 @@ class Cache:
 
     def _serve(self, denoiser: Denoiser, branch: Branch, inner: Call, args: Any, kwargs: Any) -> Served:
         index = self.clock.index
-        plan, keep = self._decide(index)
-        if not self._stores or self._idle:
+        plan, keep = self.timetable.at(index)
+        if not self._stores or self.timetable.idle:
             return Served(inner(*args, **kwargs), True, plan.reason)
         assert self.settings is not None
         half, signature = denoiser.port.half, signature_of(args, kwargs)
@@ -246,7 +225,7 @@ class Cache:
         site = branch.site if len(branch.history) else denoiser.site(budget.site, settings)
         assert isinstance(site, (OutputSite, SpanSite))  # the plan was checked
         spare = fresh((args, kwargs))
-        forecast = Forecast(partial(self._prediction, denoiser, branch, args, kwargs))
+        forecast = Forecast(partial(stand_in, settings, self.clock, denoiser, branch, args, kwargs))
         try:
             result, values, computed = site.decide(
                 through, args, kwargs, branch.blanks, budget.dtype, forecast, question, keep=keep
@@ -261,7 +240,7 @@ class Cache:
             if question.answer is False:
                 branch.forget()
                 self._deny(str(unfit), gauge)
-            fallen = self._fall_back(denoiser, branch, unfit, through, args, kwargs, keep=keep)
+            fallen = another_site(settings, budget, denoiser, branch, unfit, through, args, kwargs, keep=keep)
             (site, result, values), computed = fallen, True
         if computed and keep and values:
             self._show(denoiser, branch, values, args, kwargs)
@@ -287,29 +266,10 @@ class Cache:
             return "NaN or infinity in a snapshot"
         return None
 
-    def _prediction(self, denoiser: Denoiser, branch: Branch, args: Any, kwargs: Any) -> tuple[Predict, str]:
-        """What stands in for the values of a skipped step, and a word on what it is made of."""
-        assert self.settings is not None
-        index, history, sigma = self.clock.index, branch.history, self.clock.sigma
-        indices = tuple(history.indices)
-        where = (indices, index, tuple(map(sigma, indices)), sigma(index))
-        moment = Moment(*where, total=self.clock.total, gram=history.gram)
-        gauge = denoiser.gauge or branch.gauge
-        if gauge is not None:
-            moment = replace(moment, alignment=gauge.alignment, order=gauge.policy.order_now)
-        weights, low = self.settings.weights(moment), self.settings.low_weights(moment)
-        band = None
-        if low is not None:
-            band = LowBand(low, self.settings.cut, grids_of(args, kwargs))
-            denoiser.notes |= {note: f"{denoiser.name}: {note}" for note in band.notes(history.values[0])}
-        rows = _ROWS[self.settings.halves] if denoiser.port.half else None
-        predict = partial(history.predict, weights, low=band, rows=rows)
-        used = ", ".join(str(anchor) for anchor, weight in zip(indices, weights, strict=False) if weight)
-        return predict, f"predicted from {used}"
-
     def _skip(self, denoiser: Denoiser, branch: Branch, inner: Call, args: Any, kwargs: Any) -> Served:
+        assert self.settings is not None
         assert branch.site is not None
-        predict, used = self._prediction(denoiser, branch, args, kwargs)
+        predict, used = stand_in(self.settings, self.clock, denoiser, branch, args, kwargs)
         result = branch.site.skip(inner, args, kwargs, branch.blanks, predict)
         branch.last_index = self.clock.index
         return Served(result, False, used)
@@ -330,72 +290,22 @@ class Cache:
         try:
             result, values = site.compute(inner, args, kwargs, branch.blanks, budget.dtype, keep=keep)
         except UnfitError as unfit:
-            site, result, values = self._fall_back(denoiser, branch, unfit, inner, args, kwargs, keep=keep)
+            fallen = another_site(self.settings, budget, denoiser, branch, unfit, inner, args, kwargs, keep=keep)
+            site, result, values = fallen
         if keep and values:
             self._show(denoiser, branch, values, args, kwargs)
             self._store(denoiser, branch, site, values)
         return result
-
-    def _fall_back(
-        self,
-        denoiser: Denoiser,
-        branch: Branch,
-        unfit: UnfitError,
-        inner: Call,
-        args: Any,
-        kwargs: Any,
-        *,
-        keep: bool,
-    ) -> tuple[Site, Any, tuple[Tensor, ...]]:
-        """The denoiser has no such site: take one that it has."""
-        assert self.settings is not None
-        assert self._budget is not None
-        wanted, dtype = self._budget.site, self._budget.dtype
-        if wanted in WITHIN and not self.settings.site_given:
-            # Of a method of several layers this one finds nothing to leave out.
-            branch.lost = str(unfit)
-            denoiser.notes["site"] = f"{denoiser.name}: site {wanted}: every step is computed: {unfit}"
-            result = unfit.result if isinstance(unfit, MisfitError) else inner(*args, **kwargs)
-            return denoiser.site(wanted, self.settings), result, ()
-        if wanted != "output" and self.settings.site_given:
-            raise CacheError(
-                f"cache.site: {denoiser.name} ({type(denoiser.module).__name__}) has no site "
-                f"{denoiser.site(wanted, self.settings).name!r}: {unfit}; allowed here: output"
-            ) from None
-        because = f"in place of {wanted}: {unfit}"
-        if wanted == "residual" and not isinstance(unfit, MisfitError):
-            # While the residual is tried the step is computed; from the next one on the deep part of a UNet is tried.
-            below = denoiser.site("unet_branch", self.settings)
-            try:
-                result, values = below.compute(inner, args, kwargs, branch.blanks, dtype, keep=keep)
-                denoiser.notes["site"] = f"{denoiser.name}: site {below.name} {because}"
-                return below, result, values
-            except UnfitError as neither:
-                unfit = neither
-        if wanted != "output":
-            denoiser.notes["site"] = f"{denoiser.name}: site output {because}"
-        output = denoiser.site("output", self.settings)
-        assert isinstance(output, OutputSite)
-        if branch.site is not output:
-            branch.blanks = {}
-        try:
-            if isinstance(unfit, MisfitError):
-                values = output.values(unfit.result, branch.blanks, dtype) if keep and wanted != "output" else ()
-                return output, unfit.result, values
-            result, values = output.compute(inner, args, kwargs, branch.blanks, dtype, keep=keep)
-        except MisfitError as misfit:
-            denoiser.notes["output"] = f"{denoiser.name}: every step is computed: {misfit}"
-            return output, misfit.result, ()
-        return output, result, values
 
     def _show(self, denoiser: Denoiser, branch: Branch, values: tuple[Tensor, ...], args: Any, kwargs: Any) -> None:
         """Tell an adaptive policy what a computed step showed."""
         gauge = denoiser.gauge or branch.gauge
         if not self._observes or gauge is None:
             return
+        assert self.settings is not None
         index, history, predict = self.clock.index, branch.history, None
         if len(history):
-            predict, _ = self._prediction(denoiser, branch, args, kwargs)
+            predict, _ = stand_in(self.settings, self.clock, denoiser, branch, args, kwargs)
         sigmas = self.clock.sigma(index), self.clock.sigma(index + 1)
         gauge.policy.observe(observed(index, sigmas, values, history, predict))
 
@@ -418,34 +328,6 @@ class Cache:
         measured = 0 if gauge is None else gauge.nbytes
         everything = branch.history.nbytes + measured + sum(other.history.nbytes for other in others)
         self._book.weigh((denoiser.name, branch.name), branch.history.nbytes, everything)
-
-    def _decide(self, index: int) -> tuple[Decision, bool]:
-        """What is known of a step beforehand, and whether a later one may look at its values.
-
-        Of an adaptive policy only the steps that are computed in any case are known.
-        """
-        total = self.clock.total
-        now = (self.clock.run, total)
-        if now != self._schedule[0]:
-            decisions = [self.planned(step, total) for step in range(total or 0)]
-            computed = [decision.compute for decision in decisions]
-            snapshots = self.settings.snapshots if self.settings is not None else 0
-            wanted = needed(computed, snapshots)
-            if self._adapts:
-                wanted = tuple(want or not is_computed for want, is_computed in zip(wanted, computed, strict=True))
-            self._schedule = now, decisions, wanted
-            self._idle = bool(computed) and all(computed)  # a run this short has nothing to skip
-        _, decisions, wanted = self._schedule
-        if index < len(decisions):
-            return decisions[index], wanted[index]
-        return self.planned(index, None), True
-
-    def planned(self, index: int, total: int | None) -> Decision:
-        """What is known of a step beforehand; of an adaptive policy, a skip is not yet decided."""
-        decision = self._fixed(index, total)
-        if self.settings is None or self.settings.timesteps is None:
-            return decision
-        return between(decision, self.clock.timestep(index), self.settings.timesteps)
 
     def learn(self, shown: Shown) -> None:
         """Tell the policy `tolerance` what a computed step showed at the scheduler."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from hasten.caching.cache import Cache, Served
+from hasten.caching.cache import Cache
 from hasten.caching.denoiser import Branch, Denoiser
 from hasten.caching.guidance import GuidanceSite
+from hasten.caching.serving import Served
 from hasten.caching.sites import Call
 
 _CONDITIONAL = "the conditional branch"
@@ -38,7 +39,7 @@ class GuidanceCache(Cache):
 
     def _leaves_out(self, denoiser: Denoiser, branch: Branch) -> bool:
         """Whether the branches beside the conditional one are going to be left out, or there are none."""
-        decision, _ = self._decide(self.clock.index)
+        decision, _ = self.timetable.at(self.clock.index)
         others = [other for other in denoiser.branches.values() if other is not branch]
         left_out = not decision.compute and all(self._obstacle(denoiser, other) is None for other in others)
         return not others or left_out
