@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import subprocess
 import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
+import hasten.caching
 from hasten.caching import fits, predictors
 from hasten.caching.methods import METHODS
 from hasten.caching.prediction import KINDS, Moment
@@ -131,3 +137,47 @@ def test_every_predictor_says_in_words_what_it_does() -> None:
     )
     assert resolve({"predictor": "dmd", "trust": 0.25}).predictor_text == "dmd in index, trust 0.25"
     assert resolve({}).predictor_text == "poly of order 2 in sigma, damping 0.75"
+
+
+# --- how much code it takes ---
+
+HERE = Path(hasten.caching.__file__).parent
+CORE = ("clock", "policies", "predictors", "prediction", "snapshots", "wiring", "passage", "sites", "spans")
+ROOMS = ("methods", "predictors", "fits", "policies", "masks", "adaptive")
+ENGINE = ("denoiser", "timetable", "serving", "fallback", "cache", "stack")
+
+
+def code_lines(text: str) -> int:
+    """Lines that are more than comment, docstring or nothing."""
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines, fresh = set[int](), True
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in layout:
+            fresh = fresh or token.type == tokenize.NEWLINE
+        elif not (fresh and token.type == tokenize.STRING):
+            lines |= set(range(token.start[0], token.end[0] + 1))
+            fresh = False
+    return len(lines)
+
+
+def definitions(room: str) -> Iterator[tuple[str, str]]:
+    """Names of functions and classes, and of entries in the table, with their code."""
+    text = (HERE / f"{room}.py").read_text("utf-8")
+    for node in ast.walk(ast.parse(text)):
+        segment = ast.get_source_segment(text, node) or ""
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name.lower(), segment
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Method":
+            yield f"method {ast.literal_eval(node.keywords[0].value)}", segment
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_takes_less_than_forty_lines_of_code(name: str) -> None:
+    found = {what: text for room in ROOMS for what, text in definitions(room)}
+    method = METHODS[name]
+    own = {method.predictor, method.policy} - {"interval"}  # which is in all of them
+    assert sum(code_lines(found[part]) for part in (f"method {name}", *own) if part in found) < 40
+
+
+def test_the_core_is_about_as_large_as_the_documentation_says() -> None:
+    assert 1800 < sum(code_lines((HERE / f"{room}.py").read_text("utf-8")) for room in CORE + ENGINE) < 2200

@@ -233,6 +233,72 @@ def test_a_denoiser_without_such_a_place_is_refused_with_the_reason() -> None:
         run(model)
 
 
+def test_teacache_computes_where_its_rescaled_changes_sum_to_the_threshold() -> None:
+    model = Denoiser()
+    with accelerate(model, "teacache", polynomial=[2.0, 0.0], threshold=0.3) as handle:
+        run(model, 16, lambda k: 0.02 * k**1.5)
+    expected, total = [0], 0.0
+    for step in handle.report().steps[1:]:
+        total += 2 * (step.signal or 0.0)
+        if total >= 0.3 or step.index == 15:
+            expected.append(step.index)
+            total = 0.0
+    assert [step.index for step in handle.report().steps if step.computed] == expected
+    assert 3 < len(expected) < 12
+
+
+@pytest.mark.parametrize(
+    ("limits", "pattern"),
+    [
+        ({"first_enhance": 2}, "CCssssssss"),
+        ({"first_enhance": 2, "max_skips": 2}, "CCssCssCss"),
+        ({"first_enhance": 2, "max_total_skips": 3}, "CCsssCCCCC"),
+        ({"bins": "fast"}, "CCCsCssCsssC"),
+        ({"bins": "fast", "threshold": 0}, "CCCCCCCCCCCC"),
+    ],
+    ids=str,
+)
+def test_dbcache_runs_its_first_and_last_blocks_at_every_step(limits: dict[str, Any], pattern: str) -> None:
+    model = Denoiser(blocks=6)
+    total = len(pattern)
+    with accelerate(model, "dbcache", **{"span": [2, 1], "threshold": 9, **limits}) as handle:
+        run(model, 3)  # watched, tried out
+        for block in model.blocks:
+            block.calls = 0
+        run(model, total)
+    assert kinds(handle) == pattern
+    computed = pattern.count("C")
+    assert [block.calls for block in model.blocks] == [total] * 2 + [computed] * 3 + [total]
+
+
+def test_dbcache_adds_what_the_blocks_in_the_middle_did_last_and_goes_on() -> None:
+    model, text = Denoiser(blocks=5), tiny.noise(1, 2, 8, seed=1)
+    with arguments_of(model.blocks[2]) as entered, arguments_of(model.blocks[4]) as left:
+        run(model, 2)
+    middle = left[1] - entered[1]
+    with accelerate(model, "dbcache", span=[2, 1], first_enhance=2, threshold=9) as handle:
+        found = run(model, 4)
+    assert kinds(handle) == "CCss"
+    for step in (2, 3):
+        temb = model.time(torch.tensor([[1 - step / 4]]))
+        first = tiny.noise(1, 3, 8) * (1 + 0.05 * step)
+        for block in model.blocks[:2]:
+            first = block(first, text, temb)
+        assert torch.allclose(found[step], model.blocks[4](first + middle, text, temb), atol=1e-5)
+
+
+def test_bwcache_repeats_the_results_of_all_blocks_for_a_number_of_steps() -> None:
+    model = Denoiser()
+    with accelerate(model, "bwcache", codebook=[[0.3, 4]]) as handle:
+        found = run(model, 14, lambda k: 0.01 * k)
+    assert kinds(handle) == "CCssssCssssCsC"
+    assert all(torch.equal(found[step], found[1]) for step in (2, 3, 4, 5))
+    assert not torch.equal(found[6], found[5])
+    with accelerate(model, "bwcache", codebook=[[1e-4, 4]]) as handle:
+        run(model, 14, lambda k: 0.01 * k)
+    assert kinds(handle) == "C" * 14
+
+
 def test_dicache_goes_as_far_as_the_first_block_has_gone() -> None:
     model = Denoiser()
 
