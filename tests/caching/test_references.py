@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FasterCacheConfig, PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
-from diffusers.hooks import apply_taylorseer_cache, faster_cache
+from diffusers.hooks import SeaCacheConfig, apply_taylorseer_cache, faster_cache
 from torch import Tensor, nn
 
 import tiny
@@ -18,6 +18,9 @@ from denoisers import CASES
 from hasten import accelerate
 
 STEPS = 12
+
+# Of the other implementations.
+pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning", "ignore::FutureWarning")
 
 
 @contextmanager
@@ -264,6 +267,24 @@ def test_diffusers_fastercache_cannot_take_two_passes_and_ours_can(wan: Any) -> 
         assert latents(wan, tiny.wan_call(STEPS)).isfinite().all()
     rows = {row.branch: row.skipped for row in handle.report().layers[0].branches}
     assert rows["cond"] == 0 < rows["uncond"]
+
+
+# --- SeaCache ---
+
+
+@pytest.mark.parametrize("threshold", [0.25, 0.6])
+def test_seacache(wan: Any, threshold: float) -> None:
+    part = wan.transformer.blocks[1].attn1.to_q
+    config = SeaCacheConfig(threshold=threshold)
+    with hooked(wan, config), counted(wan.transformer, part) as theirs:
+        reference = latents(wan, tiny.wan_call(STEPS))
+    with accelerate(wan, "seacache", threshold=threshold):
+        latents(wan, tiny.wan_call(STEPS))
+        with counted(wan.transformer, part) as ours:
+            result = latents(wan, tiny.wan_call(STEPS))
+    assert ours == theirs
+    assert [] in ours
+    assert torch.allclose(result, reference, atol=1e-4)
 
 
 # --- T-GATE ---

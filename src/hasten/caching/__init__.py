@@ -4,12 +4,12 @@ Three small parts make a method: a *policy* (compute or skip, once per step), a 
 computed snapshots) and a *site* (what is left out, and where the stand-in is read and written).
 
 Files: `vocabulary`, `methods` and `settings` (names, their defaults, and a plan's sections filled with them); `clock`
-(run, step, sigma); `policies`, `masks` and `adaptive` (when), `signals`, `midway` and `figures` (by what they decide);
-`predictors`, `fits`, `bands` and `prediction` (how); `sites`, `spans`, `passage`, `branches`, `modules` and `guidance`
-(where), `wiring`, `joins`, `tracing`, `interleaved` and `parts` (how a model hangs together, learned by watching);
-`snapshots` and `budget` (what is stored); `denoiser`, `timetable`, `serving`, `fallback` and `cache` (the engine of a
-layer), `stack` and `report`; `patching` and `trees` are tools. `helpers` (with `blockwise` and `published`) has
-AngelSlim's interface for lists of blocks.
+(run, step, sigma); `policies`, `masks` and `adaptive` (when), `signals`, `spectral`, `midway` and `figures` (by what
+they decide); `predictors`, `fits`, `bands` and `prediction` (how); `sites`, `spans`, `passage`, `branches`, `modules`
+and `guidance` (where), `wiring`, `joins`, `tracing`, `interleaved` and `parts` (how a model hangs together, learned by
+watching); `snapshots` and `budget` (what is stored); `denoiser`, `timetable`, `serving`, `fallback` and `cache` (the
+engine of a layer), `stack` and `report`; `patching` and `trees` are tools. `helpers` (with `blockwise` and `published`)
+has AngelSlim's interface for lists of blocks.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hasten.caching.bands import grids_of
 from hasten.caching.budget import Budget
 from hasten.caching.clock import Clock
 from hasten.caching.denoiser import Branch, Denoiser, Port
@@ -27,6 +28,7 @@ from hasten.caching.settings import Settings
 from hasten.caching.signals import Gauge, observed
 from hasten.caching.sites import Call, OutputSite, Site, UnfitError
 from hasten.caching.spans import SpanSite
+from hasten.caching.spectral import filtered
 from hasten.caching.timetable import Timetable
 from hasten.caching.tolerance import Shown, Tolerance
 from hasten.caching.trees import fresh
@@ -175,8 +177,8 @@ class Cache:
             owner.verdict = Decision(midway.computed, midway.reason)
             return midway
         if gauge is not None and gauge.meter is not None:
-            latent = denoiser.port.latent(args, kwargs)
-            verdict = gauge.see(latent) if latent is not None else self._deny("it takes no latent", gauge)
+            shown = self._shown(denoiser, args, kwargs)
+            verdict = gauge.see(shown) if isinstance(shown, Tensor) else self._deny(shown, gauge)
         assert verdict is not None
         served: Served | None = None
         if not verdict.compute:
@@ -248,6 +250,17 @@ class Cache:
         branch.last_index = self.clock.index
         decision = gauge.end(computed, result)
         return Served(result, computed, decision.reason if computed else forecast.used, gauge.signal)
+
+    def _shown(self, denoiser: Denoiser, args: Any, kwargs: Any) -> Tensor | str:
+        """What a signal that is known before the call is measured on, or why there is no such thing."""
+        assert self.settings is not None
+        latent = denoiser.port.latent(args, kwargs)
+        if latent is None:
+            return "it takes no latent"
+        if self.settings.signal != "filtered":
+            return latent
+        found = filtered(latent, *self.clock.shares(self.clock.index), grids_of(args, kwargs))
+        return "how its latent lies in space is not known" if found is None else found
 
     def _deny(self, obstacle: str, gauge: Gauge | None) -> Decision:
         """A step that might be skipped has to be computed."""

@@ -78,6 +78,17 @@ class Clock:
         position = min(self._offset + index, len(self._sigmas) - 1)
         return self._sigmas[position] if position >= 0 else float(index)
 
+    def shares(self, index: int) -> tuple[float, float]:
+        """How much of the picture and how much noise there is in a step's latent as the denoiser gets it.
+
+        Flow models mix `(1 − σ)·x + σ·ε`; for all others σ is noise by signal, of a latent scaled to the size of x.
+        """
+        sigma = self.sigma(index)
+        if max(self._sigmas, default=0.0) <= 1:
+            return 1 - sigma, sigma
+        scale = 1 / sqrt(1 + sigma * sigma)
+        return scale, sigma * scale
+
     def timestep(self, index: int) -> float | None:
         """The timestep of a step of this run on the scale from 0 to 1000; None where it is not known."""
         known = self._timesteps[self._offset :] or self._sigmas

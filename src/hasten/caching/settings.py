@@ -448,7 +448,7 @@ def _adaptive_part(cache: Cache, method: Method, policy: PolicyName, site: SiteN
     elif values["signal"] in MIDWAY and site not in UNDECIDED:
         raise CacheError(
             f"signal {values['signal']!r} shows itself too late for site {site!r}: it goes with sites "
-            f"{', '.join(UNDECIDED)}; site {site!r} goes with signals input and estimate"
+            f"{', '.join(UNDECIDED)}; site {site!r} goes with signals input, filtered and estimate"
         )
     if values["polynomial"] is not None:
         values["polynomial"] = tuple(values["polynomial"])

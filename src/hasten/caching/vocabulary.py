@@ -44,7 +44,7 @@ PolicyName = Literal[
     "verify",
     "tolerance",
 ]
-SignalName = Literal["input", "estimate", "modulated", "state", "probe"]
+SignalName = Literal["input", "filtered", "estimate", "modulated", "state", "probe"]
 MIDWAY: tuple[SignalName, ...] = ("modulated", "state", "probe")
 """Signals that show themselves in the middle of a call: only a site that can begin undecided goes with them."""
 UNDECIDED: tuple[SiteName, ...] = ("output", "latent", "residual", "span", "last_block", "unet_branch")

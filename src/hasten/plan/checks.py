@@ -235,7 +235,7 @@ def _place(cache: Cache, steps: int | None) -> Iterator[Conflict]:
             )
             wanted = " or ".join(sorted(needs, reverse=True))
             yield Conflict(f"cache.{name}", f"has no effect with {whose}; it needs site: {wanted}", ("cache.site",))
-    if cache.probe is not None and cache.signal in ("input", "estimate", "modulated"):
+    if cache.probe is not None and cache.signal in ("input", "filtered", "estimate", "modulated"):
         yield Conflict("cache.probe", f"has no effect with signal {cache.signal!r}", ("cache.signal",))
     if cache.drop_guidance is not None and not any(layer.site == "guidance" for layer in method.layers):
         yield Conflict("cache.drop_guidance", f"method {cache.method!r} drops no guidance", ("cache.method",))
