@@ -20,7 +20,9 @@ from hasten import accelerate
 STEPS = 12
 
 # Of the other implementations.
-pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:torch.meshgrid:UserWarning", "ignore::FutureWarning", "ignore:In CPU autocast"
+)
 
 
 @contextmanager
@@ -96,13 +98,14 @@ def test_diffusers_taylorseer_hooks_no_module_of_these_models_and_ours_finds_all
     model = case.build(f"{kind}Transformer3DModel")
     apply_taylorseer_cache(model, TaylorSeerCacheConfig())
     assert not any(hasattr(module, "_diffusers_hook") for module in model.modules())
-    parts = [module for module in model.modules() if isinstance(getattr(module, "to_q", None), nn.Module)]
+    parts = [module for name, module in model.named_modules() if name.rpartition(".")[2].startswith("attn")]
     called: list[nn.Module] = []
     for part in parts:
         part.register_forward_pre_hook(lambda module, *_: called.append(module))
     with accelerate(model, "taylorseer-sublayer", interval=4) as handle, torch.no_grad():
         for k in range(6):
             called.clear()
+            handle.step(k, total=6)
             assert model(**case.arguments(k, 6), return_dict=False)[0].isfinite().all()
             assert set(called) == (set(parts) if k in (0, 1, 2, 5) else set())
     assert {row.site for row in handle.report().layers[0].branches} == {"attention"}
@@ -261,7 +264,7 @@ def test_diffusers_fastercache_extrapolates_its_own_extrapolations(
 
 
 def test_diffusers_fastercache_cannot_take_two_passes_and_ours_can(wan: Any) -> None:
-    with hooked(wan, faster(wan)), pytest.raises(ValueError, match="not enough values to unpack"):
+    with hooked(wan, faster(wan)), pytest.raises(IndexError, match="tuple index out of range"):
         latents(wan, tiny.wan_call(STEPS))
     with accelerate(wan, "fastercache") as handle:
         assert latents(wan, tiny.wan_call(STEPS)).isfinite().all()
