@@ -58,6 +58,11 @@ def compile_(target: Target, plan: Plan) -> Iterator[Change]:
         raise PassError(
             f"compile.backend: torch has no {section.backend!r} here; it has {', '.join(backends)}, and there is trace"
         )
+    if section.inductor == "freezing" and section.scope != "model":
+        raise PassError(
+            "compile.inductor: freezing makes constants of weights, and of blocks that are alike the first one's would "
+            "be used for all; take scope: model"
+        )
     yield Change(NAME, "pipeline", "compilations", partial(_watch, section))
     for name in target.denoisers:
         part = target.modules[name]
@@ -121,6 +126,14 @@ def _tap(module: nn.Module, section: Compile) -> Compiled:
     def around(inner: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         return compiled(*args, **kwargs)
 
+    def frozen(inner: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        # As an option it reaches inductor alone: dynamo, which has to tell one module's weights from another's of the
+        # same class, asks the setting itself.
+        with torch._inductor.config.patch(freezing=True):
+            return compiled(*args, **kwargs)
+
+    if section.inductor == "freezing":
+        around = frozen
     return Compiled(module, "forward", around)
 
 
