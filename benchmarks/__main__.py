@@ -12,7 +12,7 @@ from pathlib import Path
 import diffusers
 import torch
 
-from benchmarks import adaptive, bench, bench_check, coverage, methods, predictors, speed, step_cost
+from benchmarks import adaptive, bench, bench_check, coverage, frontier, methods, predictors, rank, speed, step_cost
 
 TABLES = {
     "step-cost": step_cost.table,
@@ -24,10 +24,20 @@ TABLES = {
     "bench-overhead": bench_check.overhead,
     "bench-unchanged": bench_check.unchanged,
     "coverage": coverage.table,
+    "frontier": frontier.table,
+    "rank": rank.table,
     "speed": speed.table,
     "speed-cache": speed.product,
 }
-PROMPTS = {"bench": 5, "bench-overhead": 3, "bench-unchanged": 2, "speed": 5, "speed-cache": 5}  # 20 of the others
+PROMPTS = {  # 20 of the others
+    "bench": 5,
+    "bench-overhead": 3,
+    "bench-unchanged": 2,
+    "speed": 5,
+    "speed-cache": 5,
+    "frontier": 4,
+    "rank": 2,
+}
 UNMEASURED = {"coverage"}
 DOCS = Path(__file__).parent.parent / "docs"
 
