@@ -42,7 +42,7 @@ def _table(bench: Bench, measured: Any, steps: int) -> str:
     points: list[Point] = []
     say = lambda what: print(what, file=sys.stderr)  # noqa: E731
     for point in solve(bench.session, measured, steps, budgets, calibration_jobs()[:2], tries=4, progress=say):
-        points += measured_at(bench, "`hasten schedule`", point.forecast.section(point.mask), steps)
+        points += measured_at(bench, "`hasten schedule`", point.section, steps)
     for name, cache in tracked(list(settings()), f"{steps} steps"):
         try:
             points += measured_at(bench, name, cache, steps)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from hasten.caching.ledger import SHARE
+from hasten.caching.prediction import Moment
 from hasten.caching.predictors import poly
+from hasten.caching.settings import resolve
+from hasten.errors import PlanError
 from hasten.plan import load_plan
 from hasten.schedule.problem import FORECASTS, Forecast, Problem
 
@@ -57,3 +60,26 @@ def test_correcting_helps_and_the_plan_says_so() -> None:
     cache = load_plan({"cache": Forecast(1, corrected=True).section(MASK)}).caches[0]
     assert cache.correct is True
     assert str(Forecast(1, corrected=True)) == "poly 1, corrected"
+
+
+def test_least_squares_is_the_best_that_three_values_can_do_and_its_plan_runs_it() -> None:
+    made, values, _ = problem(np.ones(STEPS))
+    fitted = Forecast(2, fitted=True)
+    rows = made.fitted(MASK, fitted)
+    assert rows is not None
+    steps = [step for step in range(STEPS) if step not in MASK]
+    for step, row in zip(steps, rows, strict=True):
+        anchors = [anchor for anchor in reversed(MASK) if anchor < step][:3]
+        assert len(row) == len(anchors)
+        assert sum(row) == pytest.approx(1)
+        stand_in = sum(w * values[a] for w, a in zip(row, anchors, strict=True))
+        line = poly([float(a) for a in anchors], float(step), 2, 16.0)
+        other = sum(w * values[a] for w, a in zip(line, anchors, strict=False))
+        assert np.linalg.norm(stand_in - values[step]) <= 1.05 * np.linalg.norm(other - values[step])
+    settings = resolve(load_plan({"cache": fitted.section(MASK, rows)}).cache)
+    assert settings.weights(Moment((8, 3, 1), 10, (0.3, 0.6, 0.9), 0.2)) == rows[steps.index(10)]
+    assert made.fitted(MASK, Forecast(1)) is None
+    with pytest.raises(PlanError, match=r"needs cache\.mask and cache\.fitted_weights"):
+        load_plan({"cache": {"predictor": "least_squares", "mask": [0, 2]}})
+    with pytest.raises(PlanError, match="has no effect with"):
+        load_plan({"cache": {"predictor": "poly", "fitted_weights": [[1.0]]}})

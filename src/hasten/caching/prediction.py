@@ -10,7 +10,9 @@ from typing import Literal
 from hasten.caching import predictors
 from hasten.caching.predictors import Gram, Weights
 
-PredictorName = Literal["reuse", "difference", "poly", "taylor", "hermite", "ab2", "foca", "chebyshev", "dmd", "dcta"]
+PredictorName = Literal[
+    "reuse", "difference", "poly", "taylor", "hermite", "ab2", "foca", "chebyshev", "dmd", "dcta", "least_squares"
+]
 Coordinate = Literal["sigma", "index"]
 
 # Spectrum maps the steps of every run as if it had fifty; so does this one where nobody knows how many there are.
@@ -50,6 +52,7 @@ KINDS: Mapping[PredictorName, Kind] = {
     "chebyshev": Kind(frozenset({*_BOUNDED, "order", "ridge", "blend"}), order=4, least=2, usual=8),
     "dcta": Kind(frozenset({"damping", "low_order", "cut", "max_amplification"}), order=1),
     "dmd": Kind(frozenset(_BOUNDED), order=1, least=4, usual=6),
+    "least_squares": Kind(frozenset({"fitted_weights"}), order=2),
 }
 TUNABLE = tuple(sorted({key for kind in KINDS.values() for key in kind.takes}))
 """Every key that some predictor takes."""
@@ -92,6 +95,7 @@ class Prediction:
         trust: θ of `predictors.trusted`; None trusts every prediction.
         low_order: the order for low frequencies; None for one order for all. 0 reuses them.
         cut: the share of the highest frequency below which frequencies are low.
+        fitted_weights, fitted_steps: of `least_squares`: the weights of each of these steps, newest snapshot first.
         gate: `first_enhance` of the published recursion; 0 forms derivatives from the first step on.
     """
 
@@ -107,6 +111,8 @@ class Prediction:
     low_order: int | None = None
     cut: float = 0.1
     gate: int = 0
+    fitted_weights: tuple[Weights, ...] | None = None
+    fitted_steps: tuple[int, ...] = ()
 
     def weights(self, moment: Moment) -> Weights:
         """The weights for one skipped step, newest snapshot first."""
@@ -137,6 +143,10 @@ class Prediction:
             return predictors.difference(steps, step)
         if self.predictor == "dcta":
             return predictors.dcta(moment.alignment(), bound) if len(steps) > 1 else predictors.reuse(steps, step)
+        if self.predictor == "least_squares":
+            fitted = dict(zip(self.fitted_steps, self.fitted_weights or (), strict=False)).get(step)
+            # A step that was computed beside the mask, or lost, leaves other snapshots than the weights are for.
+            return fitted if fitted and len(fitted) <= len(steps) else predictors.poly(steps, step, 1, bound)
         if self.predictor == "poly":
             return predictors.poly(*where, order, bound)
         if self.predictor == "taylor":

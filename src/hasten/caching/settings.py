@@ -5,9 +5,11 @@ No torch in here: the command line checks plans with it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -307,6 +309,11 @@ def _settings(cache: Cache, method: Method, share: int = 1) -> Settings:
         what = f"order {degree}" if kind.least is None else f"predictor {predictor!r}"
         raise CacheError(f"{what} needs {least} snapshots, not {snapshots}")
     site: SiteName = given("site")
+    fitted = cache.fitted_weights if predictor == "least_squares" else None
+    if predictor == "least_squares" and (fitted is None or cache.mask is None):
+        raise CacheError(
+            "predictor 'least_squares' needs cache.mask and cache.fitted_weights; `hasten schedule` finds both"
+        )
     adaptive = _adaptive_part(cache, method, policy, site)
     if predictor == "dcta" and adaptive["signal"] not in ("state", "probe"):
         raise CacheError("predictor 'dcta' goes by what the first blocks do: it needs cache.signal state or probe")
@@ -354,6 +361,8 @@ def _settings(cache: Cache, method: Method, share: int = 1) -> Settings:
         trust=given("trust"),
         low_order=low_order,
         cut=given("cut"),
+        fitted_weights=None if fitted is None else tuple(map(tuple, fitted)),
+        fitted_steps=_skipped(cache.mask or (), len(fitted or ())),
         gate=given("first_enhance") if policy in ("interval", "window") else 0,
         snapshots=snapshots,
         size=None if cache.size is None else cache.size / share,
@@ -368,6 +377,11 @@ def _settings(cache: Cache, method: Method, share: int = 1) -> Settings:
         halves=method.halves,
         correct=given("correct"),
     )
+
+
+def _skipped(mask: Sequence[int], count: int) -> tuple[int, ...]:
+    """The first so many steps that a mask does not compute."""
+    return tuple(islice((step for step in itertools.count() if step not in mask), count))
 
 
 # Keys that say all about when to compute, and the policies that they stand for.

@@ -77,6 +77,8 @@ class Cache(Section):
     """The regularisation of the predictor `chebyshev`."""
     blend: Number | None = Field(default=None, ge=0, le=1)
     """With `chebyshev`: the share of the polynomial beside a straight line."""
+    fitted_weights: list[Annotated[list[Number], Field(min_length=1)]] | None = Field(default=None, min_length=1)
+    """With predictor `least_squares` and a mask: for each skipped step the weights of the last values, newest first."""
     snapshots: Whole | None = Field(default=None, ge=1, le=16)
     """How many computed values are kept."""
     mask: Annotated[list[Annotated[Whole, Field(ge=0)]], BeforeValidator(ascending)] | None = Field(

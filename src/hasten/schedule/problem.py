@@ -26,16 +26,26 @@ from hasten.caching.ledger import DEGREE, SHARE, integral
 Vector = NDArray[np.float64]
 Mask = tuple[int, ...]
 """The computed steps, ascending; the first is 0."""
+Fitted = tuple[predictors.Weights, ...]
+"""For each skipped step of a mask the weights of the last computed values, newest first."""
+_RIDGE = 1e-3
+"""Of least squares, as a share of the mean square: other prompts are not quite those that were measured."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A predictor that a schedule is searched for: `poly` in sigma, order 0 being reuse."""
+    """A predictor that a schedule is searched for: `poly` in sigma, order 0 being reuse.
+
+    Attributes:
+        corrected: see `caching.ledger`.
+        fitted: not a polynomial: the weights of the last order + 1 values that the Gram matrix says are best.
+    """
 
     order: int
     damping: float = 1.0
     max_amplification: float = 4.0
     corrected: bool = False
+    fitted: bool = False
 
     @property
     def reach(self) -> int:
@@ -56,15 +66,24 @@ class Forecast:
     def _plain(self) -> str:
         if self.order == 0:
             return "reuse"
+        if self.fitted:
+            return f"least squares of {self.order + 1}"
         return f"poly {self.order}" + ("" if self.damping == 1 else f" × {self.damping:g}")
 
-    def section(self, mask: Mask) -> dict[str, object]:
-        """The `cache` section of a plan that computes these steps and predicts the others like this."""
+    def section(self, mask: Mask, weights: Fitted | None = None) -> dict[str, object]:
+        """The `cache` section of a plan that computes these steps and predicts the others like this.
+
+        Args:
+            weights: those of `Problem.fitted`, where the forecast is.
+        """
         section: dict[str, object] = {"method": "taylorseer", "site": "output", "mask": list(mask), "cooldown": 0}
         if self.corrected:
             section["correct"] = True
         if self.order == 0:
             return section | {"method": "reuse"}
+        if self.fitted:
+            assert weights is not None
+            return section | {"predictor": "least_squares", "fitted_weights": [list(row) for row in weights]}
         return section | {
             "predictor": "poly",
             "coordinate": "sigma",
@@ -76,7 +95,9 @@ class Forecast:
 
 FORECASTS = (
     *(Forecast(order, corrected=True) for order in (0, 1, 2)),
+    Forecast(2, corrected=True, fitted=True),
     Forecast(0),
+    Forecast(2, fitted=True),
     *(Forecast(order, damping) for order in (1, 2) for damping in (0.5, 0.75, 1.0)),
 )
 
@@ -98,6 +119,7 @@ class Problem:
     gram: Vector
     power: float
     response: Vector | None = None
+    _solved: dict[tuple[tuple[int, ...], int], predictors.Weights] = field(default_factory=dict, repr=False)
     _parts: dict[tuple[Forecast, tuple[int, ...], int, int], Vector] = field(default_factory=dict, repr=False)
 
     @property
@@ -140,9 +162,8 @@ class Problem:
         for node, weight in zip(nodes, integral(places, response.tolist(), between, nodes), strict=True):
             put[node] -= weight
         newest_first = anchors[::-1]
-        positions = [self._positions[anchor] for anchor in newest_first]
-        for target in range(anchors[-1] + 1, until):
-            weights = forecast.weights(positions, self._positions[target])
+        for target in between:
+            weights = self._weights(forecast, newest_first, target)
             for anchor, weight in zip(newest_first, weights, strict=False):
                 put[anchor] += response[target] * weight
         gain = self.impact[until] / response[until] if response[until] else 0.0
@@ -156,15 +177,43 @@ class Problem:
     def _errors(self, forecast: Forecast, anchors: tuple[int, ...], until: int) -> Vector:
         """`g_k a_k (w_k − e_k)` for each step k between the last anchor and `until`, shape (steps, T)."""
         newest_first = anchors[::-1]
-        positions = [self._positions[anchor] for anchor in newest_first]
         targets = range(anchors[-1] + 1, until)
         rows = np.zeros((len(targets), self.steps))
         for row, target in zip(rows, targets, strict=True):
-            for anchor, weight in zip(newest_first, forecast.weights(positions, self._positions[target]), strict=False):
+            for anchor, weight in zip(newest_first, self._weights(forecast, newest_first, target), strict=False):
                 row[anchor] += weight
             row[target] -= 1.0
             row *= self.impact[target]
         return rows
+
+    def _weights(self, forecast: Forecast, newest_first: Sequence[int], target: int) -> predictors.Weights:
+        if not forecast.fitted:
+            positions = [self._positions[anchor] for anchor in newest_first]
+            return forecast.weights(positions, self._positions[target])
+        return self._least_squares(tuple(newest_first[: forecast.order + 1]), target)
+
+    def _least_squares(self, anchors: tuple[int, ...], target: int) -> predictors.Weights:
+        """`argmin_w E‖Σ_j w_j y_j − y_k‖²` with Σw = 1, that is D⁻¹1 / 1ᵀD⁻¹1 with `D_ij = E⟨y_i − y_k, y_j − y_k⟩`."""
+        known = self._solved.get((anchors, target))
+        if known is None:
+            G, a, k = self.gram, list(anchors), target
+            D = G[np.ix_(a, a)] - G[a, k][:, None] - G[k, a][None, :] + G[k, k]
+            D = D + np.eye(len(a)) * (_RIDGE * np.trace(D) / len(a) + 1e-30)
+            w = np.linalg.solve(D, np.ones(len(a)))
+            known = self._solved[anchors, target] = tuple((w / w.sum()).tolist())
+        return known
+
+    def fitted(self, mask: Mask, forecast: Forecast) -> Fitted | None:
+        """The weights of every skipped step, to four digits; None where the forecast needs none."""
+        if not forecast.fitted:
+            return None
+        rows = []
+        for step in (step for step in range(self.steps) if step not in mask):
+            newest_first = [anchor for anchor in reversed(mask) if anchor < step]
+            *older, last = reversed(self._weights(forecast, newest_first, step))
+            older = [round(weight, 4) for weight in older]
+            rows.append((1 - sum(older), *reversed(older)) if older else (last,))
+        return tuple(rows)
 
     @cached_property
     def _positions(self) -> list[float]:

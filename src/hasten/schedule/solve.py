@@ -15,11 +15,13 @@ from hasten.generation import Session
 from hasten.metrics.fidelity import psnr
 from hasten.plan import load_plan
 from hasten.schedule.measure import Measured, Run, timetable, watch
-from hasten.schedule.problem import FORECASTS, Forecast, Mask, Problem
+from hasten.schedule.problem import FORECASTS, Fitted, Forecast, Mask, Problem
 from hasten.schedule.search import Candidate, frontier
 
 Job = tuple[str, int]
 """Prompt and seed."""
+ENOUGH = 4
+"""Fewer prompts than these, and weights by least squares would be those of these prompts only."""
 _PERFECT = 100.0
 """PSNR of an image that equals its reference, in means."""
 
@@ -34,6 +36,7 @@ class Point:
         predicted: the error that the Gram matrix expects in the final latent, relative to its root mean square.
         measured: the mean of that error over real runs; None where none was made.
         psnr: likewise of the images, in dB.
+        weights: see `Forecast.section`.
     """
 
     steps: int
@@ -42,6 +45,12 @@ class Point:
     predicted: float
     measured: float | None = None
     psnr: float | None = None
+    weights: Fitted | None = None
+
+    @property
+    def section(self) -> dict[str, object]:
+        """The `cache` section of a plan."""
+        return self.forecast.section(self.mask, self.weights)
 
     @property
     def budget(self) -> int:
@@ -78,6 +87,8 @@ def solve(
     length = problem.steps
     wanted = sorted({budget for budget in budgets if 1 <= budget < length})
     progress(f"searching masks for {length} steps")
+    if measured.prompts < ENOUGH:
+        forecasts = [forecast for forecast in forecasts if not forecast.fitted]
     found = frontier(problem, wanted, forecasts, keep=max(64, 4 * tries)) if wanted else {}
     session = at_steps(session, steps)
     references = {}
@@ -88,13 +99,14 @@ def solve(
     points = []
     for budget in wanted:
         best = found[budget][0]
-        point = Point(length, best.mask, best.forecast, best.error)
+        point = _point(problem, best)
         trials = []
         for number, candidate in enumerate(_varied(found[budget], tries), start=1):
             progress(f"{budget} of {length} computed: trying schedule {number} of {tries}")
-            tried = [closed_loop(session, candidate, job, reference) for job, reference in references.items()]
+            one = _point(problem, candidate)
+            tried = [closed_loop(session, one, job, reference) for job, reference in references.items()]
             error, ratio = (fmean(column) for column in zip(*tried, strict=True))
-            trials.append(Point(length, candidate.mask, candidate.forecast, candidate.error, error, ratio))
+            trials.append(replace(one, measured=error, psnr=ratio))
         points.append(min(trials, key=lambda trial: trial.measured or 0.0, default=point))
     return points
 
@@ -118,9 +130,14 @@ class Tried(NamedTuple):
     psnr: float
 
 
-def closed_loop(session: Session, candidate: Candidate | Point, job: Job, reference: Run) -> Tried:
+def _point(problem: Problem, candidate: Candidate) -> Point:
+    error, mask, forecast = candidate
+    return Point(problem.steps, mask, forecast, error, weights=problem.fitted(mask, forecast))
+
+
+def closed_loop(session: Session, point: Point, job: Job, reference: Run) -> Tried:
     """Really run a schedule."""
-    cache = load_plan({"cache": candidate.forecast.section(candidate.mask)}).cache
+    cache = load_plan({"cache": point.section}).cache
     accelerated = replace(session, plan=session.plan.model_copy(update={"cache": cache}))
     result = accelerated.run(*job)
     assert result.latents is not None

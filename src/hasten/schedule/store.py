@@ -76,7 +76,7 @@ def stored_point(point: Point) -> StoredPoint:
         computed=point.budget,
         predicted_error=rounded(point.predicted, 4),
         measured_error=None if point.measured is None else rounded(point.measured, 4),
-        cache=point.forecast.section(point.mask),
+        cache=point.section,
     )
 
 
@@ -137,7 +137,7 @@ def plan_text(point: Point, model: str) -> str:
     values = {
         "version": 1,
         "model": model,
-        "cache": point.forecast.section(point.mask),
+        "cache": point.section,
         "generation": {"num_inference_steps": point.steps},
     }
     return known + dump(values)

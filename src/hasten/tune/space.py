@@ -107,7 +107,7 @@ def values_of(chosen: Mapping[str, Any], axes: Sequence[Axis], points: Sequence[
     if chosen.get("cache") == "schedule":
         able = [point for point in points if point.steps == steps]
         nearest = min(able, key=lambda point: abs(point.budget / steps - float(chosen["share"])))
-        values["cache"] = nearest.forecast.section(nearest.mask)
+        values["cache"] = nearest.section
     elif chosen.get("cache") == "tolerance":
         values["cache"] = {"method": "tolerance", "tolerance": float(f"{float(chosen['tolerance']):.2g}")}
     return values
