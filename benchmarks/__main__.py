@@ -12,7 +12,19 @@ from pathlib import Path
 import diffusers
 import torch
 
-from benchmarks import adaptive, bench, bench_check, coverage, frontier, methods, predictors, rank, speed, step_cost
+from benchmarks import (
+    adaptive,
+    bench,
+    bench_check,
+    coverage,
+    frontier,
+    methods,
+    predictors,
+    rank,
+    speed,
+    step_cost,
+    tolerance,
+)
 
 TABLES = {
     "step-cost": step_cost.table,
@@ -26,6 +38,7 @@ TABLES = {
     "coverage": coverage.table,
     "frontier": frontier.table,
     "rank": rank.table,
+    "tolerance": tolerance.table,
     "speed": speed.table,
     "speed-cache": speed.product,
 }
@@ -37,6 +50,7 @@ PROMPTS = {  # 20 of the others
     "speed-cache": 5,
     "frontier": 4,
     "rank": 2,
+    "tolerance": 6,
 }
 UNMEASURED = {"coverage"}
 DOCS = Path(__file__).parent.parent / "docs"

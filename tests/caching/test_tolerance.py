@@ -156,3 +156,14 @@ def test_limits_hold_whatever_the_tolerance() -> None:
             mask.append(step)
         policy.settle(step, decision.compute)
     assert max(np.diff(mask)) == 4
+
+
+@pytest.mark.parametrize("size", [0.0, float("nan")])
+def test_figures_that_are_none_compute(size: float) -> None:
+    flow = Flow(20)
+    policy = Tolerance(partial(interval, interval=None, first_enhance=1, cooldown=0), tolerance=0.5, corrects=True)
+    policy.learn(Shown(0, flow.places, flow.effects, [], 1.0))
+    policy.learn(Shown(2, flow.places, flow.effects, [[size]], size))
+    assert policy.decide(3, 20) == (True, "tolerance")
+    policy.learn(Shown(3, [0.0] * 20, [0.0] * 20, [[1.0, 1.0], [1.0, 1.0]], 1.0))
+    assert policy.decide(4, 20) == (True, "tolerance")

@@ -104,6 +104,11 @@ class Cache:
         notes = dict.fromkeys(note for denoiser in self.denoisers for note in denoiser.notes.values())
         if self._budget is not None:
             notes |= dict.fromkeys(self._budget.notes)
+        if settings is not None and settings.tolerance is not None and self._tolerances():
+            expected = max(policy.expected for policy in self._tolerances())
+            notes[f"error of the final latent: about {expected:.2g} is expected (tolerance {settings.tolerance:g})"] = (
+                None
+            )
         return self._book.report(
             runs=self._runs,
             method="nothing skipped" if settings is None else settings.method,
@@ -344,10 +349,14 @@ class Cache:
 
     def learn(self, shown: Shown) -> None:
         """Tell the policy `tolerance` what a computed step showed at the scheduler."""
-        for denoiser in self.denoisers:
-            for gauge in (denoiser.gauge, *(branch.gauge for branch in denoiser.branches.values())):
-                if gauge is not None and isinstance(gauge.policy, Tolerance):
-                    gauge.policy.learn(shown)
+        for policy in self._tolerances():
+            policy.learn(shown)
+
+    def _tolerances(self) -> list[Tolerance]:
+        gauges = [some.gauge for some in self.denoisers]
+        gauges += [branch.gauge for some in self.denoisers for branch in some.branches.values()]
+        policies = [gauge.policy for gauge in gauges if gauge is not None]
+        return [policy for policy in policies if isinstance(policy, Tolerance)]
 
     def _gauge(self, denoiser: Denoiser, branch: Branch, owner: Denoiser | Branch) -> Gauge:
         """The adaptive policy at work, made anew for each run, and where the run's length turns out to be another."""

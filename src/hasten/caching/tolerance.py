@@ -95,19 +95,19 @@ class Tolerance(Adaptive):
         """Plan the next gap by what a computed step showed."""
         before, self._why = list(self._nodes), "tolerance"
         self._nodes.appendleft(shown.index)
-        constants = self._constants(shown, before)
+        constants = self._constants(shown, before) if shown.size else []
         if constants and before[0] < shown.index - 1:
             self._spent += (self._gap(shown, constants, before, shown.index) / shown.size) ** 2
         self._next = shown.index + 1
         if not before:
             self._next = shown.index + max(1, round(FIRST * len(shown.places) * sqrt(min(self.tolerance, 1.0))))
-        if not constants or not shown.size:
+        if not constants:
             return
         nodes, total = list(self._nodes), len(shown.places)
         widest = shown.index + GROWTH * (shown.index - before[0])
         for until in range(shown.index + 2, min(total, widest + 1)):
             error = self._gap(shown, constants, nodes, until) / shown.size
-            if self._spent + error**2 > self.tolerance**2 * (until / total) ** self.rho:
+            if not self._spent + error**2 <= self.tolerance**2 * (until / total) ** self.rho:  # NaN: compute
                 break
             self._next = until
         ahead = [self._predicted(shown, constants, nodes, self._next, p) for p in range(len(constants))]
@@ -121,8 +121,11 @@ class Tolerance(Adaptive):
             nodes = [shown.places[node] for node in before[: p + 1]]
             weights = poly(nodes, place, p, max_amplification=inf)
             pairs = ((i, j) for i in range(len(weights)) for j in range(len(weights)))
+            product = prod(abs(place - node) for node in nodes)
+            if not product:  # a step without effect lies where the one before does
+                break
             square = sum(weights[i] * weights[j] * shown.products[i][j] for i, j in pairs)
-            found.append(sqrt(max(square, 0.0)) / prod(abs(place - node) for node in nodes))
+            found.append(sqrt(square if square != square else max(square, 0.0)) / product)
         return found
 
     def _gap(self, shown: Shown, constants: Sequence[float], nodes: Sequence[int], until: int) -> float:
