@@ -10,14 +10,16 @@ from diffusers import DiffusionPipeline
 
 import prompted
 import tiny
+from denoisers import CASES
 from hasten.errors import HastenError
 from hasten.generation import Session
 from hasten.prune import Goal, Pruned, prune
 from hasten.prune.blocks import leave_out, without
-from hasten.prune.calls import call_again, effect, record
+from hasten.prune.calls import Call, call_again, effect, record
 from hasten.prune.diff_pruning import gather_gradients
 from hasten.prune.pruning import save
-from hasten.prune.siblings import depths_of, part_of
+from hasten.prune.siblings import depths_of, part_of, shapes_of
+from hasten.prune.widths import narrow, narrowed
 
 PLAN = {"generation": {"width": 32, "height": 32, "num_inference_steps": 4, "true_cfg_scale": 3.0}}
 
@@ -111,3 +113,18 @@ def test_a_unet_becomes_narrower(importance: str) -> None:
     assert "block_out_channels" in found.changed
     assert type(found.model).from_config(found.model.config).load_state_dict(found.model.state_dict())
     assert tiny.stable_diffusion().unet.config.block_out_channels != found.model.config.block_out_channels
+
+
+def test_a_feed_forward_becomes_narrower_alone() -> None:
+    pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
+    case = CASES["WanTransformer3DModel"]
+    model, arguments = case.build("WanTransformer3DModel"), case.arguments(0, 4)
+    with torch.no_grad():
+        call = Call((), arguments, model(**arguments).sample, 0, torch.tensor(0))
+    part = part_of("transformer", model)
+    less = narrowed(part, lambda trial: shapes_of(trial)["blocks.0.ffn.net.2.weight"][1] / 32, 0.8, only=["ffn_dim"])
+    made = narrow(model, less, [call], gradients=False)
+    assert made.config.ffn_dim == less.config["ffn_dim"] < 32
+    assert 0 < effect(made, [call]) < 1
+    with pytest.raises(HastenError, match=r"num_layers is no width of its configuration; widths: .*ffn_dim"):
+        narrowed(part, lambda trial: 0.5, 0.8, only=["num_layers"])

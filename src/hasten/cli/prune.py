@@ -41,6 +41,10 @@ def prune(
     threshold: Annotated[
         float, typer.Option(min=0, max=1, rich_help_panel=_WHAT, help="Of Diff-Pruning: of the largest loss.")
     ] = 0.05,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(rich_help_panel=_WHAT, help="Of widths: only this key of the configuration; may be repeated."),
+    ] = None,
     component: Annotated[
         str | None, typer.Option("--component", "-c", rich_help_panel=_WHAT, help="Which denoiser, where several are.")
     ] = None,
@@ -85,7 +89,7 @@ def prune(
     from hasten.prune.pruning import Goal, save
     from hasten.prune.pruning import prune as make
 
-    goal = Goal(ratio, cost, what, importance, threshold, steps, seed)
+    goal = Goal(ratio, cost, what, importance, threshold, tuple(only or ()), steps, seed)
     if (target / "model_index.json").is_file():
         if not recover:
             raise HastenError(f"{target} is there already: name another folder, or --recover STEPS to train it")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,7 @@ class Goal:
         what: whole blocks, or widths: channels, heads, feed-forward.
         importance: blocks go by their effect on the output; widths by magnitude, or by Taylor (Diff-Pruning).
         threshold: Diff-Pruning's share of the largest loss below which a timestep says nothing.
+        only: the widths of the configuration that may be lowered; all where it is empty.
         steps: of the runs on which it is judged.
         seed: of the first of them.
     """
@@ -53,6 +55,7 @@ class Goal:
     what: What = "blocks"
     importance: Importance | None = None
     threshold: float = 0.05
+    only: tuple[str, ...] = ()
     steps: int = 8
     seed: int = 30_000
 
@@ -61,6 +64,8 @@ class Goal:
             raise HastenError(f"--ratio {self.ratio}: a share that is to go, between 0 and 1")
         if self.what == "blocks" and self.importance not in (None, "effect"):
             raise HastenError(f"--importance {self.importance} is for widths: blocks go by their effect on the output")
+        if self.what == "blocks" and self.only:
+            raise HastenError(f"--only {self.only[0]} is for widths: of blocks, whichever matters least goes")
         if self.what == "widths" and self.importance == "effect":
             raise HastenError("--importance effect is for blocks: widths go by magnitude or taylor")
 
@@ -112,7 +117,8 @@ def prune(
         if goal.importance == "taylor":
             count = gather_gradients(model, session.pipe.scheduler, calls, goal.threshold, goal.seed)
             notes.append(f"gradients of {count} of {len(calls)} calls: the others' loss is below the threshold")
-        part_after = narrowed(part, lambda trial: _share(model, part, trial, calls, goal.cost), 1 - goal.ratio, told)
+        share = partial(_share, model, part, calls, goal.cost)
+        part_after = narrowed(part, share, 1 - goal.ratio, told, goal.only)
         try:
             made, gone = narrow(model, part_after, calls, goal.importance == "taylor"), {}
         finally:
@@ -216,7 +222,7 @@ def _cost(model: nn.Module | None, part: Part, calls: Sequence[Call], cost: Cost
     return _seconds(model, calls[0])
 
 
-def _share(model: nn.Module, part: Part, trial: Part, calls: Sequence[Call], cost: Cost) -> float | None:
+def _share(model: nn.Module, part: Part, calls: Sequence[Call], cost: Cost, trial: Part) -> float | None:
     """What a configuration costs of what the model does; None where it cannot be called in its place."""
     made: nn.Module | None = None
     try:

@@ -40,16 +40,23 @@ def narrowed(
     left: Callable[[Part], float | None],
     goal: float,
     told: Callable[[str], None] = lambda text: None,
+    only: Sequence[str] = (),
 ) -> Part:
     """The configuration of a sibling of which so much of the cost is left, all its widths lowered alike.
 
     Args:
         left: the share of the cost of a configuration; None where it cannot be called as the model is.
+        only: the keys of the configuration that may be lowered; all where it is empty.
 
     Raises:
-        HastenError: no configuration is as small as that.
+        HastenError: no configuration is as small as that, or there is no such width.
     """
-    open_ = {number: list(_lowered(part, number)) for number in widths_of(part)}
+    found = widths_of(part)
+    unknown = set(only) - {number.key for number in found}
+    if unknown:
+        names = ", ".join(dict.fromkeys(number.key for number in found))
+        raise HastenError(f"{part.kind}: {min(unknown)} is no width of its configuration; widths: {names}")
+    open_ = {number: list(_lowered(part, number)) for number in found if not only or number.key in only}
     values = {number: number.of(part.config) for number in open_}
     current, share = part, 1.0
     while share > goal:
@@ -92,14 +99,17 @@ def narrow(model: nn.Module, part: Part, calls: Sequence[Call], gradients: bool)
         mine.grad = theirs.grad
     names = {module: name for name, module in work.named_modules()}
     graph = Graph(work, calls[0])
-    plans = []
-    for coupled in graph.groups():
-        count = coupled.size - _wanted(coupled, names, wanted)
-        if count > 0:
-            chosen = _least(coupled.scores(gradients), count, _sections(coupled, names, work, smaller))
-            plans.append((coupled, chosen))
-    for coupled, chosen in plans:
-        graph.take(coupled, chosen)
+    try:
+        plans = []
+        for coupled in graph.groups():
+            count = coupled.size - _wanted(coupled, names, wanted)
+            if count > 0:
+                chosen = _least(coupled.scores(gradients), count, _sections(coupled, names, work, smaller))
+                plans.append((coupled, chosen))
+        for coupled, chosen in plans:
+            graph.take(coupled, chosen)
+    except (IndexError, KeyError, ValueError, RuntimeError) as error:
+        raise HastenError(f"{part.kind}: torch-pruning cannot follow what goes together in it: {error}") from error
     state = dict(work.state_dict())
     for name, tensor in list(state.items()):
         shape = wanted.get(name, tuple(tensor.shape))
