@@ -23,6 +23,8 @@ from hasten.zoo.evaluation import held_out_prompts
 STEPS = 50
 INTERVALS = (3, 6)
 SHARES = (0.36, 0.22)
+# Its default of 8 compute blocks is meant for models of 50 blocks and more.
+FITTED: dict[str, dict[str, Any]] = {"dbcache": {"span": [1, 0]}}
 _THRESHOLDS = tuple(0.0125 * 2**k for k in range(12))
 
 
@@ -106,14 +108,18 @@ def settings(session: Session, base: dict[str, Any], name: str, method: Method) 
             yield f"interval {interval}", key
         return
     counts = {}
+    more = {"max_skips": 8, **FITTED.get(name, {})}
     for threshold in _THRESHOLDS:
-        cache = {"method": name, "threshold": threshold, "max_skips": 8}
+        cache = {"method": name, "threshold": threshold, **more}
         counts[threshold] = run(session, base, cache, "a red circle").record.steps.computed
         if counts[threshold] <= SHARES[-1] * STEPS:
             break
+    if min(counts.values()) == STEPS:
+        raise HastenError("it skips nothing at any threshold: what it goes by says too little of this model")
     for share in SHARES:
         best = min(counts, key=lambda threshold: abs(counts[threshold] - share * STEPS))
-        yield f"threshold {best:g}", {"method": name, "threshold": best, "max_skips": 8}
+        text = ", ".join(f"{key} {value}" for key, value in FITTED.get(name, {}).items())
+        yield f"threshold {best:g}{text and ', ' + text}", {"method": name, "threshold": best, **more}
 
 
 def run(session: Session, base: dict[str, Any], cache: Any, prompt: str) -> Result:
