@@ -93,7 +93,7 @@ def follow(func: Any, args: Sequence[Any], given: Sequence[Tensor], results: Seq
         projections = frozenset(path.rpartition(".")[0] for path in weights[-1:])
     else:
         projections = frozenset().union(*(trail.projections for trail in trails))
-    segments = _joined(args, trails) if base is _ATEN.cat else _leading(given, trails)
+    segments = _joined(args) if base is _ATEN.cat else _leading(given, trails)
     scores = None if weights else _scores(base, given, trails)
     for result in results:
         if all(result is not tensor for tensor in given):
@@ -112,8 +112,9 @@ def _leading(given: Sequence[Tensor], trails: Sequence[Trail]) -> tuple[Segment,
     return segments
 
 
-def _joined(args: Sequence[Any], trails: Sequence[Trail]) -> tuple[Segment, ...]:
+def _joined(args: Sequence[Any]) -> tuple[Segment, ...]:
     parts = args[0]
+    trails = [trail_of(part) for part in parts]  # also of those that are no meta tensors, such as a table made before
     dim = args[1] if len(args) > 1 else 0
     if len({part.ndim for part in parts}) > 1:  # an empty list of torch's early days counts as any shape
         return _leading(parts, trails)
