@@ -6,23 +6,25 @@ import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
 from rich.progress import track
 
 from hasten import load_plan
+from hasten.calling import batched, call_arguments
 from hasten.generation import Result, Session
 from hasten.metrics.fidelity import psnr
 from hasten.metrics.scenes import score
 from hasten.models import complete_plan
-from hasten.plan.adaptive import THRESHOLDS
+from hasten.plan.adaptive import THRESHOLDS, WARMUP
 from hasten.sampling.adaptive import Respacer, suits
-from hasten.sampling.scores import SCORES
+from hasten.sampling.scores import SCORES, Prediction
 from hasten.zoo.evaluation import held_out_prompts
 
-STEPS, LONG = 50, 100
+STEPS, LONG, SHORTER, BATCH = 50, 100, (25, 15), 8
+Item = TypeVar("Item")
 CALIBRATION_SEED = 4321
 """Of the prompts that chose the thresholds; the table's are others."""
 
@@ -80,43 +82,59 @@ def table(model: str, prompts: int) -> str:
 
 
 def scores(model: str, prompts: int) -> str:
-    """What the thresholds were chosen by: scores of other prompts, and how they go with the error at half the steps."""
+    """What the thresholds were chosen by: scores of other prompts, and how they go with the error of shorter runs."""
     session = Session.open(load_plan({"model": model, "generation": {"num_inference_steps": STEPS}}), "a red circle")
     found: dict[str, list[float]] = {name: [] for name in SCORES}
-    errors: list[float] = []
-    for text in _track(held_out_prompts(prompts, seed=CALIBRATION_SEED), "scores"):
-        told, whole = watched(session, text)
-        for name, value in told.items():
-            found[name].append(value)
-        errors.append(-psnr(fixed(session, text, STEPS // 2).pixels, whole.pixels))
-    lines = [
-        "| score | lowest | 10 % | median | 90 % | highest | rank correlation with the error | low, high |",
-        "|---|" + "--:|" * 7,
-    ]
+    errors: dict[int, list[float]] = {steps: [] for steps in SHORTER}
+    texts = held_out_prompts(prompts, seed=CALIBRATION_SEED)
+    for start in _track(range(0, prompts, BATCH), "scores"):
+        batch = texts[start : start + BATCH]
+        told, whole = watched(session, batch)
+        for name, values in told.items():
+            found[name] += values
+        for steps, differences in errors.items():
+            shorter = latents(session, batch, steps)
+            differences += ((shorter - whole).flatten(1).norm(dim=1) / whole.flatten(1).norm(dim=1)).tolist()
+    heads = [f"with the error at {steps}" for steps in SHORTER]
+    head = f"| score | lowest | 10 % | median | 90 % | highest | {' | '.join(heads)} | low, high |"
+    lines = [head, "|---|" + "--:|" * (6 + len(SHORTER))]
     for name, values in found.items():
         tenths = statistics.quantiles(values, n=10, method="inclusive")
         figures = (min(values), tenths[0], statistics.median(values), tenths[-1], max(values))
-        together = statistics.correlation(_ranks(values), _ranks(errors))
+        together = [statistics.correlation(_ranks(values), _ranks(error)) for error in errors.values()]
+        cells = [*(f"{x:.3g}" for x in figures), *(f"{x:.2f}" for x in together)]
         low, high = THRESHOLDS[name]
-        lines.append(f"| `{name}` | {' | '.join(f'{x:.3g}' for x in figures)} | {together:.2f} | {low:g}, {high:g} |")
-    return "\n".join(lines)
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {low:g}, {high:g} |")
+    spread = ", ".join(f"{min(e):.3f} to {max(e):.3f} at {steps} steps" for steps, e in errors.items())
+    return "\n".join(lines) + (
+        f"\n\nOver {prompts} prompts that are not in the table above, after {WARMUP} of {STEPS} steps. With the error: "
+        f"rank correlation with the relative difference of the latents from those of {STEPS} steps, which is {spread}."
+    )
 
 
-def watched(session: Session, prompt: str) -> tuple[dict[str, float], Result]:
-    """All scores after the default warm-up, and the image of a run of all steps."""
-    from hasten.plan.adaptive import WARMUP
+def watched(session: Session, texts: Sequence[str]) -> tuple[dict[str, list[float]], torch.Tensor]:
+    """All scores after the default warm-up, image by image, and the latents of runs of all steps."""
+    told: dict[str, list[float]] = {}
 
-    told: dict[str, float] = {}
-
-    def choose(past: Sequence[Any], asked: int) -> tuple[int, float]:
-        told.update({name: float(one(past).max()) for name, one in SCORES.items()})
+    def choose(past: Sequence[Prediction], asked: int) -> tuple[int, float]:
+        told.update({name: one(past).tolist() for name, one in SCORES.items()})
         return asked, 0.0
 
     respacer = Respacer(session.pipe.scheduler, *suits(session.pipe.scheduler), WARMUP, choose)
     try:
-        return told, fixed(session, prompt, STEPS)
+        return told, latents(session, texts, STEPS)
     finally:
         respacer.remove()
+
+
+def latents(session: Session, texts: Sequence[str], steps: int) -> torch.Tensor:
+    """The last latents of one call for several prompts, each with the noise of seed 0."""
+    arguments = batched(call_arguments(session.pipe, session.plan, texts[0], 0).arguments, 0, len(texts))
+    noise = [torch.Generator("cpu").manual_seed(0) for _ in texts]
+    own = {"prompt": list(texts), "generator": noise, "num_inference_steps": steps, "output_type": "latent"}
+    with torch.no_grad():
+        result: torch.Tensor = session.pipe(**{**arguments, **own}).images
+    return result
 
 
 def fixed(session: Session, prompt: str, steps: int) -> Result:
@@ -140,5 +158,5 @@ def _small(result: Result) -> Result:
     return replace(result, latents=None, pixels=result.pixels.to(torch.float32))
 
 
-def _track(texts: Sequence[str], what: str) -> Iterable[str]:
-    return track(texts, what, console=Console(file=sys.stderr))
+def _track(items: Sequence[Item], what: str) -> Iterable[Item]:
+    return track(items, what, console=Console(file=sys.stderr))

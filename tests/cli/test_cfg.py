@@ -72,6 +72,18 @@ def test_images_latents_and_grid_are_named_as_in_the_plan(tmp_path: Path) -> Non
     assert record.plan.precision.unet == "bf16"
 
 
+def test_the_steps_that_a_run_chose_are_in_its_files_name_and_record(tmp_path: Path) -> None:
+    surely = "{warmup_steps: 3, min_steps: 5, uncertainty: {threshold_low: 1000, threshold_high: 2000}}"
+    run("generate", "--cfg", "mine.yaml", PROMPT, "--steps", 12, "--num-images", 1, "--set", f"adaptive={surely}", "-q")
+    record = read_png(tmp_path / "made" / "img_000_steps5.png").record
+    assert record is not None
+    assert (record.steps.total, record.plan.generation.num_inference_steps) == (5, 12)
+    (adaptive,) = (row for row in record.passes if row.name == "adaptive")
+    assert (adaptive.figures["steps"], adaptive.figures["of"]) == (5, 12)
+    assert "Steps: 5," in record.parameters()
+    assert record.method == "adaptive"
+
+
 def test_a_dry_run_tells_the_names(tmp_path: Path) -> None:
     printed = run("generate", "--cfg", "mine.yaml", PROMPT, "--dry-run").stdout
     assert "# would write made/img_001_steps4.png" in printed
