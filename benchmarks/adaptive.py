@@ -45,7 +45,7 @@ class Row:
 
     def line(self) -> str:
         spread = f"{min(self.steps)} to {max(self.steps)}" if len(set(self.steps)) > 1 else ""
-        worst = statistics.quantiles(self.psnr, n=10)[0] if len(self.psnr) > 1 else self.psnr[0]
+        worst = statistics.quantiles(self.psnr, n=10, method="inclusive")[0] if len(self.psnr) > 1 else self.psnr[0]
         mean = statistics.mean(self.steps)
         return (
             f"| {self.name} | {mean:.1f} | {spread} | {1 - mean / STEPS:.0%} | "
