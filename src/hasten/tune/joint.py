@@ -35,8 +35,8 @@ class Chooser:
     def begin(self, known: Sequence[Mapping[str, Any]]) -> None:
         """First what was tried before, then the obvious: every part at work, and ever fewer computed steps."""
         parts = {axis.name: next(iter(axis.options)) for axis in self._axes}
-        first = [{"cache": "schedule", "share": share} for share in (0.2, 0.12, 0.08, 0.16, 0.06, 0.3)]
-        first += [{"cache": "tolerance", "tolerance": tolerance} for tolerance in (0.03, 0.1)]
+        first = [{"cache": "schedule", "share": share} for share in (0.4, 0.3, 0.24, 0.2, 0.16, 0.12, 0.08, 0.06)]
+        first += [{"cache": "tolerance", "tolerance": tolerance} for tolerance in (0.01, 0.03, 0.1)]
         plain = {"steps": self._steps[0], "sampler": AS_IT_IS}
         for chosen in [*known, *({**plain, **parts, **one} for one in first)]:
             self._study.enqueue_trial(dict(chosen))

@@ -50,6 +50,8 @@ _HOPELESS = -3.0
 _FORECASTS = (Forecast(2, 0.75), Forecast(2, corrected=True), Forecast(2, corrected=True, fitted=True))
 """Those that searches usually end with."""
 _SHARES = (0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.18, 0.2, 0.24, 0.28, 0.32, 0.4, 0.5)
+_SAFETY = (0.0, 1.5, 4.0, 8.0, 12.0)
+"""In dB above the floors on the tuning prompts: images differ by more than a few prompts show."""
 _STALE = 20
 """So many whole plans in a row that were no better end the search."""
 
@@ -293,7 +295,7 @@ class Tuner:
             trial for trial in self.log.trials if trial.stage == "joint" and trial.error is None and self.fits(trial)
         ]
         chosen: dict[str, Trial] = {}
-        for safety in (0.0, 0.75, 1.5, 3.0):
+        for safety in _SAFETY:
             safe = [trial for trial in fit if self.margin(trial) >= safety]
             if safe:
                 best = min(safe, key=self.cost)
