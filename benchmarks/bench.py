@@ -41,4 +41,7 @@ def table(model: str, prompts: int) -> str:
     for shown in (overview(report), peers(report)):
         if shown is not None:
             parts += ["\n".join(table_lines(shown)), shown.caption]
+    failed = [f"- `{variant.name}`: {variant.error}" for variant in report.variants if variant.error is not None]
+    if failed:
+        parts += ["Did not run:", "\n".join(failed)]
     return "\n\n".join(part for part in (*parts, report.statement) if part)
