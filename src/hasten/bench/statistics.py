@@ -131,4 +131,5 @@ def _interval(centre: float, resampled: np.ndarray, count: int) -> Interval:
 
 
 def _exp(interval: Interval) -> Interval:
-    return Interval(*(None if end is None else math.exp(end) for end in interval))  # type: ignore[arg-type]
+    low, high = (None if end is None else math.exp(end) for end in (interval.low, interval.high))
+    return Interval(math.exp(interval.value), low, high)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hasten.caching.patching import CALL, Tap
+from hasten.caching.patching import CALL, Tap, Taps
 from hasten.caching.trees import tensors
 from hasten.caching.vocabulary import SignalName
 from hasten.caching.wiring import Slot, Watcher, arguments, repeated_blocks
@@ -100,23 +100,16 @@ class Probe:
         self._blocks = blocks
         # By the sort of call, as in `SpanSite`.
         self._places: dict[object, _Place | str] = {}
-        self._taps: dict[nn.Module, Tap] = {}
+        self._taps = Taps(self._through)
         self._place: _Place | None = None
         self._question: Question | None = None
         self._entered: Tensor | None = None
 
     def arm(self) -> None:
-        """Put taps back that something else was put in the place of."""
-        for module, tap in list(self._taps.items()):
-            if not tap.in_place:
-                tap.remove()
-                self._tap(module)
+        self._taps.arm()
 
     def detach(self) -> None:
-        """Leave the blocks as they were."""
-        for tap in self._taps.values():
-            tap.remove()
-        self._taps = {}
+        self._taps.detach()
 
     def call(self, question: Question, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the denoiser and put the question on the way, unless it is answered already.
@@ -153,22 +146,17 @@ class Probe:
             self._places[sort] = str(nowhere)
             raise
         self._places[sort] = place
-        for module in (place.start, place.asks):
-            if module not in self._taps:
-                self._tap(module)
+        self._taps.put_on((place.start, place.asks))
         if seen is not None:
             question.stoppable = False
             with _unseen():
                 question.put(*seen)
         return result
 
-    def _tap(self, module: nn.Module) -> None:
-        def around(inner: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-            if self._question is None or self._question.answer is not None:
-                return inner(*args, **kwargs)
-            return self._block(module, inner, args, kwargs)
-
-        self._taps[module] = Tap(module, CALL, around)
+    def _through(self, module: nn.Module, inner: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._question is None or self._question.answer is not None:
+            return inner(*args, **kwargs)
+        return self._block(module, inner, args, kwargs)
 
     def _block(self, module: nn.Module, inner: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         place, question = self._place, self._question

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.caching.parts import Key, Kind, Spotter, attentions, feed_forwards
-from hasten.caching.patching import CALL, Tap, is_compiled
+from hasten.caching.patching import Taps, is_compiled
 from hasten.caching.sites import Blanks, Call, MisfitError, Predict, UnfitError, Values, blank_of, sort_of
 from hasten.caching.trees import replace, tensors
 from hasten.caching.wiring import repeated_blocks
@@ -62,9 +62,8 @@ class ModulesSite:
         self._live: _Taking | _Standing | None = None
         # By the sort of call, as the wiring of a stack: which arguments are given may decide what is called.
         self._plans: dict[object, _Plan | str] = {}
-        self._taps: dict[nn.Module, Tap] = {}
-        for module in dict.fromkeys(self._modules()):
-            self._tap(module)
+        self._taps = Taps(self._through)
+        self._taps.put_on(self._modules())
 
     def _modules(self) -> Iterable[nn.Module]:
         if self.name == "block":
@@ -78,17 +77,10 @@ class ModulesSite:
         return tuple(dict.fromkeys(key.module for plan in plans for key in plan.keys))
 
     def arm(self) -> None:
-        """Put taps back that something else was put in the place of."""
-        for module, tap in list(self._taps.items()):
-            if not tap.in_place:
-                tap.remove()
-                self._tap(module)
+        self._taps.arm()
 
     def detach(self) -> None:
-        """Leave the modules as they were."""
-        for tap in self._taps.values():
-            tap.remove()
-        self._taps = {}
+        self._taps.detach()
 
     def compute(
         self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, dtype: torch.dtype | None, *, keep: bool
@@ -174,12 +166,9 @@ class ModulesSite:
                 return f"its {name} is compiled, so that modules within it cannot be left out"
         return ""
 
-    def _tap(self, module: nn.Module) -> None:
-        def around(inner: Call, args: Any, kwargs: Any) -> Any:
-            live = self._live
-            return inner(*args, **kwargs) if live is None else live.call(module, inner, args, kwargs)
-
-        self._taps[module] = Tap(module, CALL, around)
+    def _through(self, module: nn.Module, inner: Call, args: Any, kwargs: Any) -> Any:
+        live = self._live
+        return inner(*args, **kwargs) if live is None else live.call(module, inner, args, kwargs)
 
 
 class _Taking:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -72,6 +72,40 @@ class Tap:
             del vars(self.owner)[self.name]
         else:
             vars(self.owner)[self.name] = before
+
+
+class Taps:
+    """Taps on the calls of some modules, one on each, that are put on, put back and taken off together.
+
+    Args:
+        around: gets the module, the callable that was there before, and the call's arguments.
+    """
+
+    def __init__(self, around: Callable[[nn.Module, Callable[..., Any], Any, Any], Any]) -> None:
+        self._around = around
+        self._taps: dict[nn.Module, Tap] = {}
+
+    def __contains__(self, module: nn.Module) -> bool:
+        return module in self._taps
+
+    def put_on(self, modules: Iterable[nn.Module]) -> None:
+        """Tap those of the modules that are not tapped yet."""
+        for module in modules:
+            if module not in self._taps:
+                self._taps[module] = Tap(module, CALL, functools.partial(self._around, module))
+
+    def arm(self) -> None:
+        """Put taps back that something else was put in the place of."""
+        covered = [module for module, tap in self._taps.items() if not tap.in_place]
+        for module in covered:
+            self._taps.pop(module).remove()
+        self.put_on(covered)
+
+    def detach(self) -> None:
+        """Leave the modules as they were."""
+        for tap in self._taps.values():
+            tap.remove()
+        self._taps = {}
 
 
 class Border(Tap):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hasten.caching.interleaved import StackTracer
 from hasten.caching.midway import Question
 from hasten.caching.passage import OTHER_BLOCKS, CallPlan, Computing, Deciding, Skipping, bases_of, changes_of
-from hasten.caching.patching import CALL, Tap, is_compiled
+from hasten.caching.patching import Taps, is_compiled
 from hasten.caching.sites import Blanks, Call, Decided, MisfitError, Predict, UnfitError, Values, close, sort_of
 from hasten.caching.tracing import UntraceableError, follow
 from hasten.caching.trees import fresh, tensors
@@ -46,7 +46,7 @@ class SpanSite:
         self._absolute = absolute
         self._model = model
         self._keep = (first, last)
-        self._taps: dict[nn.Module, Tap] = {}
+        self._taps = Taps(self._through)
         self._live: Computing | Skipping | None = None
         # By the sort of call: which optional arguments were given decides which way the model takes.
         self._plans: dict[object, CallPlan | str] = {}
@@ -60,17 +60,10 @@ class SpanSite:
         return tuple(dict.fromkeys(role.module for role in roles))
 
     def arm(self) -> None:
-        """Put taps back that something else was put in the place of."""
-        for module, tap in list(self._taps.items()):
-            if not tap.in_place:
-                tap.remove()
-                self._tap(module)
+        self._taps.arm()
 
     def detach(self) -> None:
-        """Leave the blocks as they were."""
-        for tap in self._taps.values():
-            tap.remove()
-        self._taps = {}
+        self._taps.detach()
 
     def compute(
         self, inner: Call, args: Any, kwargs: Any, blanks: Blanks, dtype: torch.dtype | None, *, keep: bool
@@ -226,9 +219,8 @@ class SpanSite:
             self._plans[sort] = wiring.reason
             raise MisfitError(wiring.reason, result)
         plan = self._plans[sort] = CallPlan(wiring)
+        self._taps.put_on(role.module for role in plan.roles)
         for role in plan.roles:
-            if role.module not in self._taps:
-                self._tap(role.module)
             if role.position in seen:
                 blanks[role.position] = seen[role.position]
         return plan
@@ -255,12 +247,9 @@ class SpanSite:
             raise MisfitError(reason, result)
         self._checked.add(sort)
 
-    def _tap(self, module: nn.Module) -> None:
-        def around(inner: Call, args: Any, kwargs: Any) -> Any:
-            live = self._live
-            return inner(*args, **kwargs) if live is None else live.block(module, inner, args, kwargs)
-
-        self._taps[module] = Tap(module, CALL, around)
+    def _through(self, module: nn.Module, inner: Call, args: Any, kwargs: Any) -> Any:
+        live = self._live
+        return inner(*args, **kwargs) if live is None else live.block(module, inner, args, kwargs)
 
 
 def _absolute(wiring: Wiring) -> Wiring:
