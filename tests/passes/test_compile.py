@@ -126,7 +126,6 @@ def test_inductor_computes_the_same_image_and_finds_its_code_again(qwen: Any, tm
         torch.compiler.reset()
     assert [one["from_cache"] > 0 for one in found] == [False, True]
     assert all((one["recompilations"], one["graph_breaks"]) == (0, 0) for one in found)
-    assert found[1]["seconds"] < found[0]["seconds"]
 
 
 @pytest.mark.slow
