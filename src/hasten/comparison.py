@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from hasten.caching.settings import resolve_all
+from hasten.caching.resolving import resolve_all
 from hasten.errors import HastenError
 from hasten.files import write_new
 from hasten.generation import REFERENCE, OnProgress, Result, Session, name_of

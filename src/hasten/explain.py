@@ -15,7 +15,8 @@ from hasten.caching.cache import Cache
 from hasten.caching.clock import Clock
 from hasten.caching.figures import Figures, figures_for
 from hasten.caching.policies import Decision, Policy, interval
-from hasten.caching.settings import Settings, resolve_all
+from hasten.caching.resolving import resolve_all
+from hasten.caching.settings import Settings
 from hasten.caching.stack import Stack
 from hasten.caching.vocabulary import FIXED
 from hasten.calibration.store import Shelf

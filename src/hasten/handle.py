@@ -13,7 +13,7 @@ from torch import nn
 from hasten.caching.clock import Clock
 from hasten.caching.patching import CALL, is_tapped
 from hasten.caching.report import Report
-from hasten.caching.settings import resolve_all
+from hasten.caching.resolving import resolve_all
 from hasten.caching.stack import Stack
 from hasten.errors import CacheError
 from hasten.passes import Passes, apply_passes, wants_passes

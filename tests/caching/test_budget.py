@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hasten.caching.budget import MIB, Budget
-from hasten.caching.settings import resolve
+from hasten.caching.resolving import resolve
 from hasten.caching.snapshots import History
 
 

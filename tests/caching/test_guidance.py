@@ -15,7 +15,7 @@ import tiny
 from hasten import accelerate
 from hasten.caching.denoiser import Port
 from hasten.caching.guidance import GuidanceSite, low_disc
-from hasten.caching.settings import resolve
+from hasten.caching.resolving import resolve
 from hasten.caching.sites import MisfitError, UnfitError
 from hasten.handle import Handle
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hasten.caching.masks import BinsName, binned, geometric, widening
 from hasten.caching.policies import planned
-from hasten.caching.settings import resolve
+from hasten.caching.resolving import resolve
 
 NAMES: tuple[BinsName, ...] = ("slow", "medium", "fast", "ultra")
 

@@ -17,7 +17,7 @@ import hasten.caching
 from hasten.caching import fits, predictors
 from hasten.caching.methods import METHODS
 from hasten.caching.prediction import KINDS, Moment
-from hasten.caching.settings import resolve
+from hasten.caching.resolving import resolve
 from hasten.errors import PlanError
 from hasten.plan import Cache
 

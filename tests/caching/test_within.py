@@ -13,7 +13,7 @@ import tiny
 from hasten import accelerate
 from hasten.caching.methods import METHODS
 from hasten.caching.policies import gate
-from hasten.caching.settings import expand, resolve
+from hasten.caching.resolving import expand, resolve
 from hasten.errors import CacheError, PlanError
 from hasten.plan import Cache, load_plan
 from hasten.plan.resolved import resolved_dict

@@ -8,7 +8,7 @@ import pytest
 from hasten.caching.ledger import SHARE
 from hasten.caching.prediction import Moment
 from hasten.caching.predictors import poly
-from hasten.caching.settings import resolve
+from hasten.caching.resolving import resolve
 from hasten.errors import PlanError
 from hasten.plan import load_plan
 from hasten.schedule.problem import FORECASTS, Forecast, Problem

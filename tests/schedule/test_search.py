@@ -51,7 +51,7 @@ def test_the_error_is_that_of_an_integration_written_out(forecast: Forecast) -> 
 
 def test_weights_are_those_of_the_cache() -> None:
     from hasten.caching.prediction import Moment
-    from hasten.caching.settings import resolve
+    from hasten.caching.resolving import resolve
 
     forecast = Forecast(2, 0.75)
     settings = resolve(load_plan({"cache": forecast.section((0, 2, 5))}).cache)

@@ -16,7 +16,8 @@ from hasten.caching.cache import Cache
 from hasten.caching.clock import Clock
 from hasten.caching.figures import Figures
 from hasten.caching.policies import Decision
-from hasten.caching.settings import Settings, resolve
+from hasten.caching.resolving import resolve
+from hasten.caching.settings import Settings
 from hasten.caching.stack import Stack
 from hasten.calibration.fit import fit
 from hasten.calibration.key import key_of

@@ -76,7 +76,7 @@ def _adaptive(plan: Plan, steps: int | None) -> Iterator[Conflict]:
 
 def _cached(plan: Plan) -> Iterator[Conflict]:
     """Caches that plan all steps of a run in advance, or would predict some of its warm-up."""
-    from hasten.caching.settings import resolve_all
+    from hasten.caching.resolving import resolve_all
 
     try:
         layers = resolve_all(plan.cache)
@@ -94,7 +94,7 @@ def _cached(plan: Plan) -> Iterator[Conflict]:
 
 def _method(plan: Plan) -> Iterator[Conflict]:
     """What the methods themselves cannot take, their own defaults considered."""
-    from hasten.caching.settings import resolve_all
+    from hasten.caching.resolving import resolve_all
 
     try:
         resolve_all(plan.cache)
@@ -189,7 +189,7 @@ def _defaults(cache: Cache) -> Method:
 
 
 def _policy(cache: Cache, steps: int | None) -> Iterator[Conflict]:
-    from hasten.caching.settings import policy_of
+    from hasten.caching.resolving import policy_of
 
     policy = policy_of(cache)
     own = cache.policy is None and policy == _defaults(cache).policy

@@ -23,7 +23,7 @@ def resolved_dict(plan: Plan, *, wishes: bool = False) -> dict[str, Any]:
         HastenError: if the method cannot take these settings.
     """
     # Imported here: plan knows nothing of methods when it is only read, and `hasten --help` stays quick.
-    from hasten.caching.settings import expand
+    from hasten.caching.resolving import expand
 
     values = plan.to_dict()
     sections: list[dict[str, Any]] = []
