@@ -182,7 +182,7 @@ def test_a_report_that_cannot_be_read_says_why(report: BenchReport, tmp_path: Pa
         ("{", "is no report"),
         ("[]", "is no report"),
         ('{"version": 1}', "is no report of hasten bench: command"),
-        ('{"version": 3}', "report of version 3"),
+        ('{"version": 4}', "report of version 4"),
     ):
         (tmp_path / "report.json").write_text(text)
         with pytest.raises(HastenError, match=message):
@@ -196,7 +196,7 @@ def test_a_report_is_plain_json_and_replaces_itself(report: BenchReport, tmp_pat
         report.save(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
     data = json.loads((tmp_path / "report.json").read_text())
-    assert data["version"] == 2
+    assert data["version"] == 3
     assert data["summary"][1]["speedup"] == pytest.approx(4.1 / 2.05, rel=0.05)
     with pytest.raises(HastenError, match="cannot write"):
         write_over(tmp_path / "none" / "report.json", "")

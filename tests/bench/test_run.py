@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.metrics.networks import save_clip
 
 import hasten
 import prompted
@@ -21,8 +22,10 @@ from hasten.bench.machine import GpuWatch
 from hasten.bench.run import Update
 from hasten.bench.schema import read_report
 from hasten.bench.summary import pairs
+from hasten.bench.tables import overview
 from hasten.errors import HastenError
 from hasten.generation import Result, Session
+from hasten.metrics.clip import Clip
 
 PROMPTS = ["a red circle", "two squares"]
 BASE = {"generation": {"num_inference_steps": 10, "width": 32, "height": 32}}
@@ -75,6 +78,21 @@ def test_another_size_is_shown_without_quality_and_not_comparable(report: BenchR
     variant = report.variant("taylorseer (2)")
     assert variant.differs == ("height 48 instead of 32",)
     assert all(sample.quality is None for sample in report.of(variant.name))
+
+
+def test_a_clip_model_scores_what_was_made_by_its_own_forward(pipe: Any, tmp_path: Path) -> None:
+    save_clip(tmp_path / "clip")
+    found = small(pipe, tmp_path / "out", clip=tmp_path / "clip").run()
+    own = Clip(tmp_path / "clip")
+    for sample in found.samples:
+        assert sample.image is not None
+        image = Image.open(tmp_path / "out" / sample.image)
+        assert sample.clip == pytest.approx(own.score(image, PROMPTS[sample.prompt]), abs=0.5)  # PNGs are bytes
+    table = overview(found)
+    assert table.head[-2] == "CLIP score"
+    assert {len(row) for row in table.rows} == {len(table.head)}
+    means = {one.variant: one.clip for one in found.summary}
+    assert means["reference"] == pytest.approx(np.mean([one.clip for one in found.of("reference")]))
 
 
 def test_figures_are_those_of_the_samples(report: BenchReport) -> None:

@@ -19,7 +19,7 @@ from diffusers import (
 from torch import Tensor
 
 from hasten import accelerate
-from hasten.caching.clock import Clock
+from hasten.caching.clock import Clock, noise_levels, places_of
 from hasten.caching.effects import effects_of
 from hasten.caching.ledger import Ledger, integral
 from hasten.caching.predictors import poly
@@ -57,7 +57,7 @@ def integrate(
     try:
         scheduler.set_timesteps(len(outputs))
         latent = torch.ones_like(outputs[0])
-        places = clock.effects().places
+        places = [clock.place(step) for step in range(len(outputs))]
         for index, timestep in enumerate(scheduler.timesteps):
             clock.arrive()
             output = outputs[index]
@@ -77,10 +77,10 @@ def integrate(
 def curve(scheduler: Any, degree: int, steps: int = STEPS) -> list[Tensor]:
     """A polynomial in the place of each step, with other coefficients for each element."""
     scheduler.set_timesteps(steps)
-    places = effects_of(scheduler, (steps,)).places
+    sigmas = noise_levels(scheduler)[1]
+    places = places_of(sigmas, max(sigmas))
     coefficients = torch.randn(degree + 1, 1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    at = [place / places[-1] for place in places]
-    return [sum((c * x**i for i, c in enumerate(coefficients)), torch.zeros(())) for x in at]
+    return [sum((c * x**i for i, c in enumerate(coefficients)), torch.zeros(())) for x in places]
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda one: type(one).__name__)

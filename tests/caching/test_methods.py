@@ -112,7 +112,7 @@ def test_the_methods_predict_what_their_formulas_say() -> None:
     assert resolve({"method": "freqca"}).low_weights(moment) == (1.0,)
     assert resolve({"method": "taylorcache"}).low_weights(moment) == predictors.taylor(*steps, 1)
     assert resolve({"method": "taylorcache", "low_order": 2}).low_weights(moment) is None
-    assert resolve({"predictor": "foca"}).weights(moment) == predictors.foca(moment.sigmas, moment.sigma)
+    assert resolve({"predictor": "foca"}).weights(moment) == predictors.foca(moment.places, moment.place)
 
 
 def test_data_is_looked_at_only_by_those_that_need_it() -> None:

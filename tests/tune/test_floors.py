@@ -15,11 +15,17 @@ from hasten.record import Quality, Timings
 from hasten.schedule.problem import Forecast
 from hasten.schedule.solve import Point
 from hasten.tune.floors import Floor, judge, parse_floor
-from hasten.tune.space import AS_IT_IS, Axis, merged, plan_of, step_counts, values_of
+from hasten.tune.space import ADAPTIVE, AS_IT_IS, Axis, chooses_steps, merged, plan_of, step_counts, values_of
 from hasten.tune.trials import Log, Trial
 
 
-def sample(psnr: float | None = 40.0, right: bool | None = True, prompt: int = 0, error: float = 0.02) -> Sample:
+def sample(
+    psnr: float | None = 40.0,
+    right: bool | None = True,
+    prompt: int = 0,
+    error: float = 0.02,
+    clip: float | None = None,
+) -> Sample:
     quality = Quality(
         psnr=psnr, ssim=0.9, max_difference=0.1, latent_relative_l2=error, identical=psnr is None, speedup=None
     )
@@ -35,6 +41,7 @@ def sample(psnr: float | None = 40.0, right: bool | None = True, prompt: int = 0
         memory_source="process",
         digest="",
         quality=quality,
+        clip=clip,
         adherence=None if right is None else Adherence(right=right, objects=1.0),
     )
 
@@ -78,8 +85,19 @@ def test_accuracy_counts_scenes_that_the_reference_draws_right() -> None:
         judge(Floor("accuracy", 0.9), [(sample(right=None), sample())])
 
 
+def test_clip_is_held_against_the_references_own_score() -> None:
+    pairs = [(sample(clip=27.5 + k % 2), sample(clip=28.0 + k % 2)) for k in range(4)]
+    verdict = judge(parse_floor("clip=-0.01"), pairs)
+    assert verdict.value == pytest.approx(-0.005)  # of a cosine; scores are hundred times that
+    assert verdict.holds
+    assert not judge(Floor("clip", -0.004), pairs).holds
+    with pytest.raises(HastenError, match="--clip FOLDER"):
+        judge(Floor("clip", -0.01), [(sample(), sample(clip=28.0))])
+
+
 def test_margins_are_in_db_of_error() -> None:
     assert Floor("psnr", 30).margin(32) == 2
+    assert Floor("ssim", 0.9).margin(0.95) == pytest.approx(20 * math.log10(2))
     assert Floor("latent_error", 0.02).margin(0.01) == pytest.approx(20 * math.log10(2))
 
 
@@ -121,5 +139,10 @@ def test_a_choice_becomes_a_plan() -> None:
     assert values_of({"cache": "tolerance", "tolerance": 0.01234}, axes, points, base)["cache"]["tolerance"] == 0.012
     assert values_of({"cache": "none"}, axes, points, base) == {}
     assert merged({"a": {"b": 1}}, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    own = values_of({"cache": "none", "steps": ADAPTIVE}, axes, points, base)
+    assert own == {"adaptive": {"enabled": True}}
+    assert plan_of(base, own).adaptive.on
+    assert chooses_steps(base)
+    assert not chooses_steps(load_plan({"generation": {"num_inference_steps": 12}}))
     assert step_counts(50) == [50, 28, 20]
     assert step_counts(4) == [4]

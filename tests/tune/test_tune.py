@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.metrics.networks import save_clip
 from typer.testing import CliRunner, Result
 
 import prompted
@@ -37,7 +38,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_best_plan_loads_and_carries_its_evidence(tuned: Path) -> None:
     text = (tuned / "out/best.yaml").read_text()
-    assert text.startswith("# Found by: hasten ")
+    assert text.startswith("# Found by: hasten")
     assert load_plan(tuned / "out/best.yaml").generation.num_inference_steps == 10
     assert "held on 3 prompts" in text or "reference is already the fastest" in text or "no plan to recommend" in text
     for row in json.loads((tuned / "out/pareto.json").read_text()):
@@ -62,6 +63,17 @@ def test_it_goes_on_where_it_was_only_when_asked(tuned: Path) -> None:
     assert (tuned / "out/trials.jsonl").read_text().startswith(before)
 
 
+def test_the_clip_score_can_be_the_floor(tuned: Path, tmp_path: Path) -> None:
+    save_clip(tmp_path / "clip")
+    more = ("--prompts", tuned / "prompts.txt", "--tune-prompts", 2, "--no-compile", "--budget", "10s")
+    floor = ("--floor", "clip=-0.5", "--clip", tmp_path / "clip")
+    run("-m", tuned / "tiny", *more, *floor, "-o", tmp_path / "out")
+    log = Log(tmp_path / "out/trials.jsonl")
+    log.read()
+    assert all(sample.clip is not None for trial in log.trials for sample in trial.samples)
+    assert "clip ≥ -0.5" in (tmp_path / "out/best.yaml").read_text()
+
+
 def test_an_interrupt_leaves_what_is_known(tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: Tuner) -> None:
         raise KeyboardInterrupt
@@ -77,6 +89,7 @@ def test_an_interrupt_leaves_what_is_known(tuned: Path, tmp_path: Path, monkeypa
     ("arguments", "message"),
     [
         (["--floor", "beauty=1"], "write one of psnr, ssim, latent_error, accuracy"),
+        (["--floor", "clip=-0.01"], "name its folder (--clip FOLDER)"),
         (["--budget", "soon"], "write a time with its unit"),
         (["--objective", "fame"], "latency or memory"),
         (["--max-memory", "lots"], "must be bytes with a unit"),

@@ -23,6 +23,7 @@ def benchmark(
     peers: Sequence[str] = (),
     base: Plan | Mapping[str, Any] | str | Path | None = None,
     sweeps: Sequence[str] = (),
+    clip: str | Path | None = None,
     pipe: Any = None,
     out: str | Path | None = None,
 ) -> BenchReport:
@@ -37,6 +38,7 @@ def benchmark(
         peers: other implementations, each in a process of its own: "cache-dit", "deepcache:cache_interval=5", …
         base: the reference's settings: model, device, steps, size.
         sweeps: "cache.interval=2,3,4": every plan at each of the values.
+        clip: folder of a CLIP model, which then scores every image against its prompt.
         pipe: a loaded pipeline to use.
         out: folder for report.json and images; None keeps the report in memory only.
 
@@ -58,6 +60,7 @@ def benchmark(
         warmup=warmup,
         sweeps=sweeps,
         peers=[parse_peer(peer) for peer in peers],
+        clip=clip,
         pipe=pipe,
         out=out,
         command="hasten.bench.benchmark(...)",

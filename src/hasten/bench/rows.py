@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hasten.bench.schema import Adherence, Gpu, Sample, Step, Variant
 from hasten.bench.variants import Candidate
 from hasten.comparison import measure
 from hasten.errors import HastenError
 from hasten.generation import Result
+
+if TYPE_CHECKING:
+    from hasten.metrics.clip import Clip
 
 
 def variant_row(candidate: Candidate) -> Variant:
@@ -78,12 +81,14 @@ def sample_row(
     counted: bool,
     gpu: Gpu | None,
     image: str | None,
+    clip: Clip | None = None,
 ) -> Sample:
     """One image.
 
     Args:
         reference: what it is measured against; None for the reference itself, or where it was not made.
         counted: whether the record knows the steps that were computed.
+        clip: what scores the image against its prompt.
     """
     record = result.record
     fits = reference is not None and result.pixels.shape == reference.pixels.shape
@@ -100,6 +105,7 @@ def sample_row(
         digest=hashlib.sha256(result.pixels.contiguous().numpy().tobytes()).hexdigest()[:16],
         quality=measure(result, reference) if fits and reference is not None else None,
         adherence=_adherence(record.prompt, result),
+        clip=None if clip is None else clip.score(result.image.convert("RGB"), record.prompt),
         gpu=gpu,
         image=image,
     )

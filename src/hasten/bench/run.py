@@ -25,6 +25,7 @@ from hasten.errors import HastenError
 from hasten.files import check_writable, sanitize
 from hasten.generation import Progress, Result, Session
 from hasten.images import save_png
+from hasten.metrics.clip import Clip
 from hasten.models import complete_plan
 from hasten.passes import Keeper
 from hasten.plan import Plan, load_plan
@@ -67,6 +68,7 @@ class Bench:
         peers: Sequence[PeerChoice] = (),
         inside: PeerChoice | None = None,
         known: Sequence[str] = (),
+        clip: str | Path | None = None,
         pipe: Any = None,
         out: str | Path | None = None,
         previous: BenchReport | None = None,
@@ -81,6 +83,7 @@ class Bench:
             peers: other implementations, each measured in a process of its own after everything else.
             inside: a peer to measure in this very process, which is then its own.
             known: rows of fewer steps that need not be measured, since another process did.
+            clip: folder of a CLIP model, which then scores every image against its prompt.
             previous: a report of the same benchmark that was interrupted: only what it lacks is measured.
             Everything else as for `benchmark`.
         """
@@ -102,6 +105,7 @@ class Bench:
         self._folder = None if out is None else Path(out)
         if self._folder is not None:
             check_writable(self._folder / "images")
+        self._clip = None if clip is None else Clip(clip, base.device)
         self._given = pipe is not None
         self._progress = progress
         began = time.perf_counter()
@@ -125,6 +129,7 @@ class Bench:
             warmup=warmup,
             batch_sizes=tuple(sorted(set(batch_sizes))),
             peers=(inside,) if inside is not None else self._peers,
+            clip=None if self._clip is None else str(self._clip.folder.resolve()),
         )
         if inside is not None:
             self._candidates.append(Candidate(inside.label, "peer", self._candidates[0].plan, peer=inside))
@@ -302,6 +307,7 @@ class Bench:
                     counted=self.report.variant(name).kind != "peer",
                     gpu=gpu,
                     image=self._save_image(name, result, prompt, seed) if round_ == 0 else None,
+                    clip=self._clip if round_ == 0 else None,
                 )
             )
         self._update(samples=(*self.report.samples, *samples))

@@ -18,8 +18,8 @@ FILE = "report.json"
 Kind = Literal["reference", "plan", "fewer-steps", "peer"]
 Value = bool | int | float | str | list[int | float]
 """What a peer's setting can be."""
-VERSION = 2
-"""1 had no peers; it is read as well."""
+VERSION = 3
+"""1 had no peers, 2 no CLIP scores; both are read as well."""
 
 STATEMENT = (
     "Quality is measured against the reference: the same prompt, seed and steps with nothing skipped. Figures of the "
@@ -74,6 +74,8 @@ class Settings(Part):
     warmup: int
     batch_sizes: tuple[int, ...] = ()
     peers: tuple[PeerChoice, ...] = ()
+    clip: str | None = None
+    """Folder of the CLIP model that also scores images against their prompts."""
 
 
 class Machine(Part):
@@ -166,6 +168,7 @@ class Sample(Part):
         process: the peer in whose process it was made, as the reference it is measured against; empty for the
             benchmark's own.
         digest: of the pixels; the same seed has to give the same in every round.
+        clip: CLIP score, 0 to 100, where a CLIP model was given.
         image: file below the report's folder; images are kept of the first round.
     """
 
@@ -182,6 +185,7 @@ class Sample(Part):
     process: str = ""
     quality: Quality | None = None
     adherence: Adherence | None = None
+    clip: float | None = None
     gpu: Gpu | None = None
     image: str | None = None
 
@@ -205,7 +209,7 @@ class Summary(Part):
         computed_step, skipped_step: medians of a step by kind, from a warm-up run synchronised after every step.
         psnr, ssim, latent_error: medians over the images; a psnr of None with `identical` above 0 is infinite.
         identical: images that equal their reference.
-        right, objects: means of the scenes checker's readings.
+        right, objects, clip: means of the scenes checker's readings, and of CLIP scores.
     """
 
     variant: str
@@ -233,6 +237,7 @@ class Summary(Part):
     identical: int
     right: float | None
     objects: float | None
+    clip: float | None = None
     peak_bytes: int
     memory_source: str
     utilisation: float | None
@@ -243,7 +248,7 @@ class Summary(Part):
 class BenchReport(Part):
     """A benchmark, whole or as far as it came (`complete`)."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     hasten: str = __version__
     created: datetime = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
     command: str

@@ -89,6 +89,7 @@ def _one(report: BenchReport, variant: Variant) -> Summary:
         identical=sum(quality.identical for quality in qualities),
         right=statistics.fmean(one.right for one in read) if read else None,
         objects=statistics.fmean(one.objects for one in read) if read else None,
+        clip=_mean(sample.clip for sample in first),
         peak_bytes=max(sample.peak_bytes for sample in samples),
         memory_source=samples[0].memory_source,
         utilisation=_mean(gpu.utilisation for gpu in gpus),

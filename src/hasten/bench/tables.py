@@ -31,11 +31,13 @@ class Table(NamedTuple):
 def overview(report: BenchReport) -> Table:
     """What it is all about: time, speed-up, steps, quality, memory."""
     rows, marks = [], []
+    scored = any(summary.clip is not None for summary in report.summary)
     for variant in report.variants:
         summary = find(report, variant.name)
         marks.append(mark(variant))
         if variant.error is not None or summary is None:
-            rows.append((variant.name, "did not run" if variant.error else "not measured yet", *[NONE] * 8))
+            empty = [NONE] * (9 if scored else 8)
+            rows.append((variant.name, "did not run" if variant.error else "not measured yet", *empty))
             continue
         rows.append(
             (
@@ -48,11 +50,14 @@ def overview(report: BenchReport) -> Table:
                 figure(summary.ssim, ".4f"),
                 figure(summary.latent_error, ".4f"),
                 NONE if summary.right is None else f"{100 * summary.right:.0f} %",
+                *([figure(summary.clip, ".2f")] if scored else []),
                 f"{summary.peak_bytes / MIB:.0f} MiB",
             )
         )
     source = next((summary.memory_source for summary in report.summary), "process")
     head = ("variant", "time", "speed-up (95 %)", "steps computed", "per step", "PSNR", "SSIM", "latent error", "right")
+    if scored:
+        head = (*head, "CLIP score")
     settings = report.settings
     images = len(settings.prompts) * len(settings.seeds)
     caption = (

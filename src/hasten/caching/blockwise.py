@@ -202,8 +202,8 @@ class Skipping:
     ) -> None:
         self._memory, self._last, self._runs, self._entered = memory, last, runs, entered
         indices = tuple(memory.history.indices)
-        sigmas = tuple(map(float, indices))
-        moment = Moment(indices, index, sigmas, float(index), gram=memory.history.gram)
+        places = tuple(map(float, indices))
+        moment = Moment(indices, index, places, float(index), gram=memory.history.gram)
         self._weights = forecast.prediction.weights(moment)
         low = forecast.prediction.low_weights(moment)
         grids = (forecast.grid,) if forecast.grid else ()

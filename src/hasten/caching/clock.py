@@ -78,6 +78,11 @@ class Clock:
         position = min(self._offset + index, len(self._sigmas) - 1)
         return self._sigmas[position] if position >= 0 else float(index)
 
+    def place(self, index: int) -> float:
+        """Where a step lies on the way from noise to picture, see `places_of`; stand-ins for sigma are left alone."""
+        known = self._scheduler is not None and not self._manual
+        return places_of((self.sigma(index),), max(self._sigmas, default=0.0))[0] if known else self.sigma(index)
+
     def shares(self, index: int) -> tuple[float, float]:
         """How much of the picture and how much noise there is in a step's latent as the denoiser gets it.
 
@@ -266,7 +271,7 @@ def noise_levels(scheduler: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The timesteps of a scheduler's current schedule and the noise level sigma at each.
 
     Flow matching and the Karras-style schedulers keep `sigmas`; for the DDPM family `σ = sqrt((1 − ᾱ)/ᾱ)`; where
-    neither is to be had, the timesteps stand in.
+    neither is to be had, the timesteps stand in, on a scale from 0 to 1.
     """
     timesteps = _floats(_attribute(scheduler, "timesteps"))
     sigmas = _floats(_attribute(scheduler, "sigmas"))
@@ -276,7 +281,26 @@ def noise_levels(scheduler: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if alphas and all(-1 <= t < len(alphas) for t in timesteps):
         bars = [max(alphas[max(int(t), 0)], 1e-12) for t in timesteps]
         return timesteps, tuple(sqrt((1 - bar) / bar) for bar in bars)
-    return timesteps, timesteps
+    scale = _attribute(_attribute(scheduler, "config"), "num_train_timesteps")
+    largest = max(timesteps, default=1.0)
+    unit = 1.0 if largest <= 1 else float(scale) if isinstance(scale, int | float) and scale >= largest else largest
+    return timesteps, tuple(t / unit for t in timesteps)
+
+
+def places_of(sigmas: Sequence[float], largest: float) -> tuple[float, ...]:
+    """Noise levels as flow matching counts them, from 1, all noise, to 0.
+
+    Flow matching's own sigma is that already: `(1 − σ)·x + σ·ε`. Where noise is added to the picture, `x + σ·ε`, the
+    same mixture but for its size has `σ/(1 + σ)`. Outputs are as smooth in the one as in the other; in a sigma that
+    goes up to 15 and more they are not.
+
+    Args:
+        largest: of the whole schedule: above 1 it is noise that is added.
+
+    >>> places_of((3.0, 1.0, 0.0), largest=14.6)
+    (0.75, 0.5, 0.0)
+    """
+    return tuple(sigma / (1 + sigma) for sigma in sigmas) if largest > 1 else tuple(sigmas)
 
 
 def _attribute(owner: object, name: str) -> Any:

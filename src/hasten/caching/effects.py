@@ -30,15 +30,6 @@ class Effects:
     outputs: tuple[float, ...]
     latents: tuple[float, ...]
 
-    @property
-    def places(self) -> tuple[float, ...]:
-        """`s_k = Σ_{i<k} |a_i|`: where each step lies, by what outputs do; for a flow, the way gone in sigma."""
-        way, places = 0.0, []
-        for effect in self.outputs:
-            places.append(way)
-            way += abs(effect)
-        return tuple(places)
-
     def since(self, step: int) -> Effects:
         """Of a run that begins with that step."""
         return Effects(self.outputs[step:], self.latents[step:]) if step else self

@@ -105,7 +105,7 @@ class Ledger:
         """δ of the skipped steps before this one, float32."""
         assert self._sum is not None
         nodes = (index, *list(self._indices)[: self._degree])
-        weights = integral(effects.places, effects.outputs, self._skipped, nodes)
+        weights = integral(self._places(effects), effects.outputs, self._skipped, nodes)
         error = self._sum
         for weight, known in zip(weights, (value, *self._values), strict=False):
             error = error.sub_(known, alpha=weight)
@@ -120,7 +120,10 @@ class Ledger:
         pairs = [(differences[i] * differences[j]).mean() for i in range(count) for j in range(count)]
         size, *products = torch.stack([final.square().mean(), *pairs]).tolist()
         rows = [products[i * count : (i + 1) * count] for i in range(count)]
-        return Shown(index, effects.places, effects.outputs, rows, size**0.5)
+        return Shown(index, self._places(effects), effects.outputs, rows, size**0.5)
+
+    def _places(self, effects: Effects) -> list[float]:
+        return [self._clock.place(step) for step in range(len(effects.outputs))]
 
     def _forget(self) -> None:
         self._indices.clear()

@@ -63,8 +63,8 @@ class Moment:
     """A skipped step, and where its snapshots lie.
 
     Attributes:
-        indices, sigmas: of the snapshots, newest first.
-        index, sigma: of the skipped step.
+        indices, places: of the snapshots, newest first: their numbers and their noise levels, see `clock.places_of`.
+        index, place: of the skipped step.
         total: the number of steps of the run, None where nobody knows it.
         gram: gives the snapshots' inner products, newest first; asked for only by predictors that look at the data.
         order: the degree to take, up to the predictor's own; None for that one.
@@ -73,8 +73,8 @@ class Moment:
 
     indices: tuple[int, ...]
     index: int
-    sigmas: tuple[float, ...]
-    sigma: float
+    places: tuple[float, ...]
+    place: float
     total: int | None = None
     gram: Callable[[], Gram] = list
     alignment: Callable[[], float] = lambda: nan
@@ -136,7 +136,7 @@ class Prediction:
         steps, step, bound = moment.indices, moment.index, self.max_amplification
         where: tuple[tuple[float, ...], float] = (steps, step)
         if self.coordinate == "sigma":
-            where = (moment.sigmas, moment.sigma)
+            where = (moment.places, moment.place)
         if self.predictor == "reuse" or order == 0:
             return predictors.reuse(steps, step)
         if self.predictor == "difference":

@@ -61,9 +61,9 @@ def stand_in(
     settings: Settings, clock: Clock, denoiser: Denoiser, branch: Branch, args: Any, kwargs: Any
 ) -> tuple[Predict, str]:
     """What takes the place of the values of a skipped step, and a word on what it is made of."""
-    index, history, sigma = clock.index, branch.history, clock.sigma
+    index, history, place = clock.index, branch.history, clock.place
     indices = tuple(history.indices)
-    where = (indices, index, tuple(map(sigma, indices)), sigma(index))
+    where = (indices, index, tuple(map(place, indices)), place(index))
     moment = Moment(*where, total=clock.total, gram=history.gram)
     gauge = denoiser.gauge or branch.gauge
     if gauge is not None:

@@ -1,8 +1,8 @@
 """The policy `tolerance`: gaps between computed steps as an adaptive solver chooses its steps.
 
-Let s_k be the place of step k on the way of the run and a_k what the scheduler makes of its output (`effects`), y the
-output with guidance, and n_0, n_1, … the last computed steps, newest first. A polynomial of degree p through them errs
-at step k by
+Let s_k be the place of step k on the way of the run (`clock.places_of`) and a_k what the scheduler makes of its output
+(`effects`), y the output with guidance, and n_0, n_1, … the last computed steps, newest first. A polynomial of degree p
+through them errs at step k by
 
     ‖ŷ_k − y_k‖ = C_p · Π_{i≤p} |s_k − s_{n_i}|,        C_p = ‖y[n_0, …, n_{p+1}]‖
 

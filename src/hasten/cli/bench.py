@@ -63,6 +63,10 @@ def bench(
             help="Also this one, with settings of its own: --peer deepcache:cache_interval=5. May be given again.",
         ),
     ] = None,
+    clip: Annotated[
+        Path | None,
+        typer.Option("--clip", rich_help_panel=_WHAT, help="Folder of a CLIP model: also how well images fit prompts."),
+    ] = None,
     rounds: Annotated[
         int | None,
         typer.Option(
@@ -143,6 +147,7 @@ def bench(
         sweeps=sweep or [],
         batch_sizes=sizes,
         peers=choices,
+        clip=clip,
         out=out,
         previous=previous,
         as_json=json_output,

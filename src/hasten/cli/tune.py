@@ -40,12 +40,15 @@ def tune(
             "--floor",
             metavar="METRIC=VALUE",
             rich_help_panel=_WANTED,
-            help="psnr=32, ssim=0.95, latent_error=0.02 or accuracy=0.98; may be given again.",
+            help="psnr=32, ssim=0.95, latent_error=0.02, accuracy=0.98 or clip=-0.01; may be given again.",
         ),
     ] = None,
     objective: Annotated[
         str, typer.Option("--objective", rich_help_panel=_WANTED, help="What is to be small: latency or memory.")
     ] = "latency",
+    clip: Annotated[
+        Path | None, typer.Option("--clip", rich_help_panel=_WANTED, help="Folder of a CLIP model, for its floor.")
+    ] = None,
     max_memory: Annotated[
         str | None, typer.Option("--max-memory", rich_help_panel=_WANTED, help="A ceiling for the peak, such as 8GiB.")
     ] = None,
@@ -117,6 +120,7 @@ def tune(
             objective=objective,  # type: ignore[arg-type]
             max_bytes=ceiling,
             compiles=compiles,
+            clip=clip,
             seed=seed,
             progress=status.update,
             command=_command(),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hasten.caching.clock import noise_levels
+from hasten.caching.clock import noise_levels, places_of
 from hasten.caching.effects import effects_of
 from hasten.caching.patching import Tap
 from hasten.errors import HastenError
@@ -141,17 +141,20 @@ class Measured:
     def problem(self, sigmas: Sequence[float], response: Vector) -> Problem:
         """The search problem of a schedule with these noise levels.
 
-        Outputs are smooth in sigma, so that rows of the factor and gains are interpolated there.
+        Outputs are smooth in the places of noise levels, so that rows of the factor and gains are interpolated there.
         """
-        at = np.asarray(sigmas, dtype=float)
-        order = np.argsort(self.sigmas)
-        known = self.sigmas[order]
+        largest = float(self.sigmas.max())
+        at, all_known = (np.array(places_of(list(levels), largest)) for levels in (sigmas, self.sigmas))
+        order = np.argsort(all_known)
+        known = all_known[order]
 
         def resampled(values: Vector) -> Vector:
             return np.interp(at, known, values[order])
 
         factor = np.stack([resampled(column) for column in self.factor.T], axis=1)
-        return Problem(at, resampled(self.gains) * response, factor @ factor.T, self.power, response)
+        return Problem(
+            np.asarray(sigmas, dtype=float), resampled(self.gains) * response, factor @ factor.T, self.power, response
+        )
 
 
 def measure(

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.caching import predictors
+from hasten.caching.clock import places_of
 from hasten.caching.ledger import DEGREE, SHARE, integral
 
 Vector = NDArray[np.float64]
@@ -156,10 +157,9 @@ class Problem:
         """`g_m κ Σ_k a_k (w_k − v_k)` for the steps between the last anchor and the computed step m = `until`."""
         response = self.impact if self.response is None else self.response
         nodes = (until, *anchors[::-1][:DEGREE])
-        places = self._places
         put = np.zeros(self.steps)
         between = range(anchors[-1] + 1, until)
-        for node, weight in zip(nodes, integral(places, response.tolist(), between, nodes), strict=True):
+        for node, weight in zip(nodes, integral(self._places, response.tolist(), between, nodes), strict=True):
             put[node] -= weight
         newest_first = anchors[::-1]
         for target in between:
@@ -168,11 +168,6 @@ class Problem:
                 put[anchor] += response[target] * weight
         gain = self.impact[until] / response[until] if response[until] else 0.0
         return put * gain * SHARE
-
-    @cached_property
-    def _places(self) -> list[float]:
-        response = self.impact if self.response is None else self.response
-        return [0.0, *np.abs(response).cumsum()[:-1].tolist()]
 
     def _errors(self, forecast: Forecast, anchors: tuple[int, ...], until: int) -> Vector:
         """`g_k a_k (w_k − e_k)` for each step k between the last anchor and `until`, shape (steps, T)."""
@@ -188,8 +183,8 @@ class Problem:
 
     def _weights(self, forecast: Forecast, newest_first: Sequence[int], target: int) -> predictors.Weights:
         if not forecast.fitted:
-            positions = [self._positions[anchor] for anchor in newest_first]
-            return forecast.weights(positions, self._positions[target])
+            places = [self._places[anchor] for anchor in newest_first]
+            return forecast.weights(places, self._places[target])
         return self._least_squares(tuple(newest_first[: forecast.order + 1]), target)
 
     def _least_squares(self, anchors: tuple[int, ...], target: int) -> predictors.Weights:
@@ -216,8 +211,8 @@ class Problem:
         return tuple(rows)
 
     @cached_property
-    def _positions(self) -> list[float]:
-        return [float(sigma) for sigma in self.sigmas]
+    def _places(self) -> list[float]:
+        return list(places_of([float(sigma) for sigma in self.sigmas], float(self.sigmas.max())))
 
     def stretch_costs(self, forecast: Forecast) -> Vector:
         """`C[i, j, k]`: the error of the steps between anchors j and k alone where i was the anchor before j.

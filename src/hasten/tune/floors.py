@@ -11,7 +11,7 @@ from hasten.bench.schema import Sample
 from hasten.bench.statistics import mean
 from hasten.errors import HastenError
 
-Metric = Literal["psnr", "ssim", "latent_error", "accuracy"]
+Metric = Literal["psnr", "ssim", "latent_error", "accuracy", "clip"]
 PERFECT = 100.0
 """PSNR of an image that equals its reference, in means."""
 
@@ -22,7 +22,8 @@ class Floor:
 
     Attributes:
         metric: psnr in dB, ssim, latent_error (relative; a ceiling), each against the reference; accuracy: of the
-            scenes that the reference draws right, the share that must still be right.
+            scenes that the reference draws right, the share that must still be right; clip: by how much the CLIP
+            score, as a cosine, may change from the reference's.
     """
 
     metric: Metric
@@ -36,6 +37,8 @@ class Floor:
         """How far above the floor a value is; negative below it. In dB of error where errors are meant."""
         if self.metric == "latent_error":
             return 20 * math.log10(self.value / max(value, 1e-9))
+        if self.metric == "ssim" and self.value < 1:
+            return 20 * math.log10((1 - self.value) / max(1 - value, 1e-9))
         return value - self.value
 
     def __str__(self) -> str:
@@ -100,6 +103,10 @@ def value_of(floor: Floor, sample: Sample, reference: Sample) -> float | None:
                 '"a red circle left of a blue square", or take --prompts builtin:12'
             )
         return float(sample.adherence.right) if reference.adherence.right else None
+    if floor.metric == "clip":
+        if sample.clip is None or reference.clip is None:
+            raise HastenError("--floor clip needs a CLIP model: name its folder (--clip FOLDER)")
+        return (sample.clip - reference.clip) / 100
     quality = sample.quality
     if quality is None:
         return 0.0 if not floor.is_ceiling else math.inf

@@ -20,6 +20,7 @@ from hasten.devices import clean_up
 from hasten.errors import HastenError
 from hasten.files import check_writable
 from hasten.generation import Result, Session
+from hasten.metrics.clip import Clip
 from hasten.plan import Plan
 from hasten.schedule import store
 from hasten.schedule.measure import measure
@@ -28,9 +29,11 @@ from hasten.schedule.solve import Point, solve
 from hasten.tune.floors import Floor, judge
 from hasten.tune.outcome import Outcome, finished
 from hasten.tune.space import (
+    ADAPTIVE,
     AS_IT_IS,
     Axis,
     axes_of,
+    chooses_steps,
     memory_axes,
     merged,
     plan_of,
@@ -66,6 +69,7 @@ class Tuner:
         held_out: what they are checked on.
         seconds: for everything together.
         max_bytes: a ceiling for the peak of memory.
+        clip: folder of a CLIP model, for its floor.
     """
 
     base: Plan
@@ -77,6 +81,7 @@ class Tuner:
     objective: Objective = "latency"
     max_bytes: float | None = None
     compiles: bool = True
+    clip: str | Path | None = None
     seed: int = 0
     progress: Callable[[str], None] = lambda what: None
     command: str = ""
@@ -85,6 +90,9 @@ class Tuner:
     checked: list[Trial] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.clip is None and any(floor.metric == "clip" for floor in self.floors):
+            raise HastenError("--floor clip needs a CLIP model: name its folder (--clip FOLDER)")
+        self._clip = None if self.clip is None else Clip(self.clip, self.base.device)
         check_writable(self.out)
         self.log = Log(self.out / TRIALS)
         self.log.read()
@@ -195,7 +203,9 @@ class Tuner:
         """Whole plans, chosen by Optuna, until time or ideas run out."""
         from hasten.tune.joint import Chooser
 
-        steps = step_counts(self.base.generation.num_inference_steps)
+        steps: list[int | str] = [*step_counts(self.base.generation.num_inference_steps)]
+        if chooses_steps(self.base):
+            steps.append(ADAPTIVE)
         chooser = Chooser(axes, steps, samplers_of(self._session.pipe), self.seed)
         chooser.begin([trial.chosen for trial in self.log.trials if trial.stage == "joint"])
         best, stale = self.cost(self.reference), 0
@@ -224,7 +234,7 @@ class Tuner:
         return cost if cost is not None else 10 * self.cost(self.reference)
 
     def _foretold(self, chosen: Mapping[str, Any], values: Values, axes: Sequence[Axis]) -> float:
-        """Seconds of an image by what its parts took alone; 0 where the cache decides by itself how much it skips."""
+        """Seconds of an image by what its parts took alone; 0 where the run decides by itself how much it skips."""
         sample = self.reference.samples[0]
         stages = {name: getattr(sample.timings, name) for name in ("text", "denoise", "decode", "other")}
         for axis in axes:
@@ -234,7 +244,7 @@ class Tuner:
                     before = max(getattr(sample.timings, name), 1e-6)
                     stages[name] *= min(getattr(trial.samples[0].timings, name) / before, 2.0)
         cache = values.get("cache") or {}
-        if "tolerance" in cache:
+        if "tolerance" in cache or chosen.get("steps") == ADAPTIVE:
             return 0.0
         steps = self.base.generation.num_inference_steps
         computed = len(cache["mask"]) if "mask" in cache else int(chosen.get("steps", steps))
@@ -287,6 +297,7 @@ class Tuner:
             counted=True,
             gpu=None,
             image=None,
+            clip=self._clip,
         )
 
     def finalists(self) -> list[Trial]:
@@ -323,6 +334,7 @@ class Tuner:
             seeds=(self.seed + 1,),
             rounds=1,
             known=[f"fewer-steps {steps}" for steps in range(self.base.generation.num_inference_steps)],
+            clip=self.clip,
             out=folder,
             previous=previous,
             command=self.command,

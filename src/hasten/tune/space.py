@@ -10,11 +10,14 @@ from typing import Any
 import torch
 
 from hasten.plan import Plan, load_plan
+from hasten.plan.adaptive import WARMUP
 from hasten.schedule.solve import Point
 from hasten.tune.trials import Values
 
 AS_IT_IS = "as it is"
 """The option of every axis that changes nothing."""
+ADAPTIVE = "adaptive"
+"""Among numbers of steps: every run chooses its own."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def axes_of(pipe: Any, plan: Plan, device: torch.device, *, compiles: bool = Tru
         ),
         Axis("layout", {"channels_last": {"attention": {"channels_last": True}}}),
         Axis("projections", {"fused": {"attention": {"fused_qkv": True}}}),
+        Axis("tokens", {"a half merged": {"tokens": {"ratio": 0.5}}, "a quarter merged": {"tokens": {"ratio": 0.25}}}),
     ]
     if compiles:
         found.append(Axis("compile", {"blocks": {"compile": {"enabled": True}}}))
@@ -75,6 +79,11 @@ def samplers_of(pipe: Any) -> list[str]:
     return [] if flow else ["dpm_solver++", "unipc"]
 
 
+def chooses_steps(plan: Plan) -> bool:
+    """Whether runs of this plan could choose their number of steps by themselves; more is found by trying."""
+    return "adaptive" not in plan.model_fields_set and (plan.generation.num_inference_steps or 0) > WARMUP + 1
+
+
 def step_counts(steps: int) -> list[int]:
     """Lengths of a run that are worth a try beside the reference's own."""
     return sorted({steps, *(round(steps * share) for share in (0.56, 0.4) if steps * share >= 8)}, reverse=True)
@@ -94,13 +103,15 @@ def values_of(chosen: Mapping[str, Any], axes: Sequence[Axis], points: Sequence[
     """What a choice lays over the reference's plan.
 
     Args:
-        chosen: `steps`, `sampler`, `cache` (none, schedule or tolerance), `share` or `tolerance`, and an option of
-            every axis.
+        chosen: `steps` (a number or `adaptive`), `sampler`, `cache` (none, schedule or tolerance), `share` or
+            `tolerance`, and an option of every axis.
         points: searched schedules; the one of that length whose share of computed steps is nearest is taken.
     """
     values = merged(*(axis.options.get(str(chosen.get(axis.name)), {}) for axis in axes))
-    steps = int(chosen.get("steps", base.generation.num_inference_steps))
-    if steps != base.generation.num_inference_steps:
+    steps = chosen.get("steps", base.generation.num_inference_steps)
+    if steps == ADAPTIVE:
+        values["adaptive"] = {"enabled": True}
+    elif steps != base.generation.num_inference_steps:
         values["generation"] = {"num_inference_steps": steps}
     if chosen.get("sampler", AS_IT_IS) != AS_IT_IS:
         values["sampler"] = {"name": chosen["sampler"]}

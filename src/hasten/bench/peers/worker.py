@@ -42,6 +42,7 @@ def main(folder: Path) -> int:
         previous=read_report(folder) if (folder / FILE).exists() else None,
         inside=request.peer,
         known=request.known,
+        clip=asked.clip,
         command=f"python -m hasten.bench.peers.worker {folder}",
         progress=tell,
     )
