@@ -90,6 +90,26 @@ def test_the_ddpm_family_gets_the_sigmas_of_its_alphas() -> None:
     assert sigmas == pytest.approx(euler.sigmas[:-1].tolist(), rel=1e-4)
 
 
+def test_places_are_the_noise_levels_of_the_flow_through_the_same_mixtures() -> None:
+    ddim = DDIMScheduler()
+    clock = Clock(SimpleNamespace(scheduler=ddim))
+    clock.attach()
+    ddim.set_timesteps(10)
+    for index, timestep in enumerate(ddim.timesteps):
+        signal, noise = float(ddim.alphas_cumprod[timestep] ** 0.5), float((1 - ddim.alphas_cumprod[timestep]) ** 0.5)
+        assert clock.place(index) == pytest.approx(noise / (signal + noise), rel=1e-4)
+    clock.detach()
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    clock = Clock(SimpleNamespace(scheduler=flow))
+    clock.attach()
+    flow.set_timesteps(10)
+    assert [clock.place(index) for index in range(10)] == pytest.approx(flow.sigmas[:-1].tolist())
+    clock.detach()
+    by_hand = Clock(None)
+    by_hand.step(7)
+    assert by_hand.place(7) == 7  # a number of a step is no noise level
+
+
 # Who can be told where it starts, and who has to be found out: DDIM's kind has no way to tell, and Heun's kind, whose
 # timesteps are doubled, has to be told.
 TELLS = [(name, True) for name in SCHEDULERS if name not in ("ddim", "pndm")]

@@ -139,6 +139,61 @@ def test_inductor_takes_weights_for_constants_of_each_model_its_own() -> None:
         assert torch.allclose(result, plain, atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "scope", "site"),
+    [
+        ("qwen", "model", "output"),
+        *(("qwen", "blocks", site) for site in ("output", "residual", "span", "block", "attention", "feed_forward")),
+        *(("unet", "blocks", site) for site in ("output", "unet_branch")),
+    ],
+)
+def test_every_site_skips_beside_inductors_code(qwen: Any, family: str, scope: str, site: str) -> None:
+    pipe = qwen if family == "qwen" else tiny.stable_diffusion()
+
+    def image() -> torch.Tensor:
+        call = tiny.qwen_call(steps=6, guided=False) if family == "qwen" else tiny.stable_diffusion_call(steps=6)
+        return torch.as_tensor(pipe(**call).images)
+
+    cache = {"interval": 2, "first_enhance": 1, "site": site}
+    with accelerate(pipe, "reuse", **cache):
+        expected = image()
+    with accelerate(pipe, "reuse", **cache, compile={"scope": scope}) as handle:
+        image()
+        warm = figures(handle)
+        result = image()
+        assert figures(handle) == warm  # nothing compiled anew, nothing broken
+        assert handle.report().skipped_steps >= 2
+    assert torch.allclose(result, expected, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [{"dynamic": True}, {"mode": "max-autotune-no-cudagraphs"}, {"mode": "reduce-overhead"}, {"inductor": "diffusers"}],
+    ids=str,
+)
+def test_settings_of_inductor_change_the_code_and_not_the_image(qwen: Any, settings: dict[str, Any]) -> None:
+    call = {"steps": 2, "guided": False}
+    plain = qwen(**tiny.qwen_call(**call)).images
+    with accelerate(qwen, "none", compile=settings) as handle:
+        result = qwen(**tiny.qwen_call(**call)).images
+        assert figures(handle)["graph_breaks"] == 0
+        if "dynamic" in settings:  # another size needs no other code
+            before = figures(handle)["compilations"]
+            qwen(**tiny.qwen_call(**call, height=2 * tiny.SIZE))
+            assert figures(handle)["compilations"] == before
+    assert torch.allclose(result, plain, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_inductor_compiles_the_decoder() -> None:
+    pipe = tiny.stable_diffusion()
+    plain = pipe(**tiny.stable_diffusion_call(steps=2, output_type="pt")).images
+    with accelerate(pipe, "none", compile={"compile_vae": True}):
+        assert torch.allclose(pipe(**tiny.stable_diffusion_call(steps=2, output_type="pt")).images, plain, atol=1e-3)
+
+
 def test_blocks_that_share_compiled_code_have_no_constants(qwen: Any) -> None:
     with pytest.raises(PassError, match=r"compile\.inductor: freezing makes constants of weights.*take scope: model"):
         accelerate(qwen, "none", compile={"inductor": "freezing"})

@@ -56,8 +56,7 @@ def overview(report: BenchReport) -> Table:
         )
     source = next((summary.memory_source for summary in report.summary), "process")
     head = ("variant", "time", "speed-up (95 %)", "steps computed", "per step", "PSNR", "SSIM", "latent error", "right")
-    if scored:
-        head = (*head, "CLIP score")
+    last = (*(("CLIP score",) if scored else ()), f"peak memory ({source})")
     settings = report.settings
     images = len(settings.prompts) * len(settings.seeds)
     caption = (
@@ -73,7 +72,7 @@ def overview(report: BenchReport) -> Table:
     apart = [f"{v.name} {', '.join(v.differs)}" for v in report.variants if v.differs]
     if apart:
         caption += f" * not comparable: {'; '.join(apart)}."
-    return Table("Speed and quality", (*head, f"peak memory ({source})"), tuple(rows), tuple(marks), caption)
+    return Table("Speed and quality", (*head, *last), tuple(rows), tuple(marks), caption)
 
 
 def stages(report: BenchReport) -> Table:
