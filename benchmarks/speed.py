@@ -29,6 +29,8 @@ from hasten.zoo.evaluation import held_out_prompts
 
 RANDOM = "random-170m"
 STEPS = {RANDOM: 2}  # 20 of the others
+LIMIT = 420
+"""Seconds for a row: a compiler may take longer with a large UNet."""
 CACHE = {"method": "taylorseer", "interval": 4, "order": 1}
 BF16 = {"precision": {"dtype": "bf16"}}
 INT8 = {"quantization": "int8"}
@@ -135,7 +137,10 @@ def measure(model: str, prompts: int, plan: dict[str, Any]) -> Run | str:
     with tempfile.TemporaryDirectory() as folder:
         told = json.dumps({"model": model, "prompts": prompts, "plan": plan, "out": folder})
         command = [sys.executable, "-m", "benchmarks.speed", told]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            return f"not done within {LIMIT / 60:g} minutes"
         if done.returncode:
             return next(reversed(done.stderr.strip().splitlines()), "failed")
         found = torch.load(Path(folder) / "run.pt", weights_only=True)

@@ -40,6 +40,19 @@ def test_shards_are_put_together(saved: Path, tmp_path: Path) -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_torchaos_loader_quantizes_what_it_loads(saved: Path) -> None:
+    pytest.importorskip("torchao", reason="torchao is not installed: pip install 'hasten[torchao]'")
+    section = {"loader": "torchao", "options": {"quant_type": "Int8WeightOnlyConfig"}}
+    loaded = load(plan_for(saved, quantization=section))
+    kinds = {
+        type(layer.weight).__name__ for layer in loaded.transformer.modules() if isinstance(layer, torch.nn.Linear)
+    }
+    assert any(kind.startswith("Int8") for kind in kinds)
+    with pytest.raises(LoadError, match=r"torchao has no 'Int8WeightOnly'; did you mean 'Int8WeightOnlyConfig'"):
+        load(plan_for(saved, quantization={**section, "options": {"quant_type": "Int8WeightOnly"}}))
+
+
 def test_a_loader_is_handed_to_diffusers_for_the_components_that_it_is_for(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

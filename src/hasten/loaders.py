@@ -76,6 +76,8 @@ def _quantization(plan: Plan, components: Components, dtype: torch.dtype) -> Any
     if loader.startswith("bitsandbytes"):
         bits = "4bit" if loader.endswith("4bit") else "8bit"
         options = {f"load_in_{bits}": True, **({"bnb_4bit_compute_dtype": dtype} if bits == "4bit" else {}), **options}
+    if loader == "torchao" and isinstance(options.get("quant_type"), str):
+        options["quant_type"] = _torchao_type(options["quant_type"])
     mapping = {}
     for name in names:
         kinds = OURS if components[name][0] == "diffusers" else THEIRS
@@ -86,6 +88,23 @@ def _quantization(plan: Plan, components: Components, dtype: torch.dtype) -> Any
         except (TypeError, ValueError, ImportError) as error:
             raise LoadError(f"quantization.options: {loader} does not take them: {error}") from error
     return PipelineQuantizationConfig(quant_mapping=mapping)
+
+
+def _torchao_type(name: str) -> Any:
+    """torchao's configuration of that class name, with its defaults: Int8WeightOnlyConfig, …"""
+    import torchao.quantization as torchao
+    from torchao.core.config import AOBaseConfig
+
+    kinds = {
+        key: kind
+        for key, kind in vars(torchao).items()
+        if isinstance(kind, type) and issubclass(kind, AOBaseConfig) and kind is not AOBaseConfig
+    }
+    if name not in kinds:
+        near = get_close_matches(name, kinds, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise LoadError(f"quantization.options: torchao has no {name!r}{hint} (it has {', '.join(sorted(kinds))})")
+    return kinds[name]()
 
 
 def need(what: str, loader: str) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 import tiny
 from hasten import accelerate
-from hasten.errors import PassError
+from hasten.errors import CacheError, PassError
 from hasten.passes.compile import blocks_of, options
 from hasten.plan.speed import Compile
 from passes.states import state
@@ -144,7 +144,7 @@ def test_inductor_takes_weights_for_constants_of_each_model_its_own() -> None:
     ("family", "scope", "site"),
     [
         ("qwen", "model", "output"),
-        *(("qwen", "blocks", site) for site in ("output", "residual", "span", "block", "attention", "feed_forward")),
+        *(("qwen", "blocks", site) for site in ("output", "residual", "span", "block")),
         *(("unet", "blocks", site) for site in ("output", "unet_branch")),
     ],
 )
@@ -165,6 +165,15 @@ def test_every_site_skips_beside_inductors_code(qwen: Any, family: str, scope: s
         assert figures(handle) == warm  # nothing compiled anew, nothing broken
         assert handle.report().skipped_steps >= 2
     assert torch.allclose(result, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("site", ["attention", "feed_forward"])
+def test_within_compiled_blocks_nothing_can_be_left_out(qwen: Any, site: str) -> None:
+    with (
+        accelerate(qwen, "reuse", interval=2, first_enhance=1, site=site, compile={"backend": "eager"}),
+        pytest.raises(CacheError, match=r"transformer_blocks\.0 is compiled, so that modules within it cannot"),
+    ):
+        qwen(**tiny.qwen_call(steps=3, guided=False))
 
 
 @pytest.mark.slow
