@@ -24,6 +24,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
+    torch.compiler.reset()  # what tests of other files compiled, too
     yield
     torch.compiler.reset()
 

@@ -194,8 +194,8 @@ def page(outcome: Outcome) -> str:
     from hasten.bench.svg import Point, scatter
 
     points = [
-        Point(outcome.reference / trial.seconds, margin, short(trial), "plan")
-        for trial, margin in outcome.front
+        Point(outcome.reference / trial.seconds, margin, str(number), "plan")  # as in the table below it
+        for number, (trial, margin) in enumerate(outcome.front, start=1)
         if trial.seconds
     ]
     plot = scatter(points, "speed-up (×)", "above the floor (dB)")
