@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import tiny
 from denoisers import CASES
 from hasten.errors import HastenError
 from hasten.generation import Session
-from hasten.prune import Goal, Pruned, prune
+from hasten.prune import Goal, Pruned, prune, pruning
 from hasten.prune.blocks import leave_out, without
 from hasten.prune.calls import Call, call_again, effect, record
 from hasten.prune.diff_pruning import gather_gradients
@@ -79,6 +81,25 @@ def test_the_folder_is_an_ordinary_one(session: Session, pruned: Pruned, tmp_pat
 
 def test_parameters_can_be_the_goal(session: Session) -> None:
     assert prune(session, Goal(0.1, cost="parameters", steps=1)).left["parameters"] <= 0.9
+
+
+def test_time_can_be_the_goal(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [0]  # the clock of this test: a block takes a second, and all else no time
+
+    def tick(*_: Any) -> None:
+        calls[0] += 1
+
+    hooks = [block.register_forward_hook(tick) for block in session.pipe.transformer.transformer_blocks]
+    monkeypatch.setattr(pruning, "time", SimpleNamespace(perf_counter=lambda: float(calls[0])))
+    told: list[str] = []
+    try:
+        found = prune(session, Goal(0.3, cost="time", steps=1), told=told.append)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert [len(members) for members in found.gone.values()] == [2]
+    assert "83.3% of time left" in told[0]
+    assert "66.7% of time left" in told[1]
 
 
 def test_what_cannot_be_asked_for_is_said(session: Session) -> None:

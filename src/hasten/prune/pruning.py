@@ -132,7 +132,7 @@ def prune(
             key: (part.config.get(key), value) for key, value in part_after.config.items() if part.config[key] != value
         },
         gone={path: tuple(sorted(members)) for path, members in gone.items()},
-        left={cost: _cost(made, part_after, calls, cost) / _cost(model, part, calls, cost) for cost in costs},
+        left={cost: _left(model, part, made, part_after, calls[0], cost) for cost in costs},
         error=effect(made, calls),
         notes=tuple(notes),
     )
@@ -178,11 +178,16 @@ def _without_blocks(
         raise HastenError(f"{part.kind}: no number in its configuration says how many blocks it has")
     costs: dict[str, float] = {}
     if goal.cost == "time":
-        whole = _cost(model, part, calls, "time")
 
         def left(gone: Gone) -> float:
+            def shorter() -> None:
+                with without(model, gone):
+                    call_again(model, calls[0])
+
             with without(model, gone):
-                return _seconds(model, calls[0]) / whole if _runs(model, calls[0]) else 1.0
+                if not _runs(model, calls[0]):
+                    return 1.0
+            return _time_left(lambda: call_again(model, calls[0]), shorter, model)
     else:
         costs = _members(part, model, calls, goal.cost)
 
@@ -213,13 +218,19 @@ def _members(part: Part, model: nn.Module, calls: Sequence[Call], cost: Cost) ->
     return shares
 
 
-def _cost(model: nn.Module | None, part: Part, calls: Sequence[Call], cost: Cost) -> float:
+def _left(whole: nn.Module, part: Part, made: nn.Module | None, trial: Part, call: Call, cost: Cost) -> float:
+    """The share of a cost that is left: of the model `whole` in `made`, or in what `trial` describes.
+
+    Args:
+        made: needed for the time.
+    """
     if cost == "macs":
-        return float(sum(found.macs for found in _watched(part, calls[0]).seen.values()))
+        before, after = (sum(found.macs for found in _watched(one, call).seen.values()) for one in (part, trial))
+        return after / before
     if cost == "parameters":
-        return float(_parameters(model or build(part)))
-    assert model is not None
-    return _seconds(model, calls[0])
+        return _parameters(made or build(trial)) / _parameters(whole)
+    assert made is not None
+    return _time_left(lambda: call_again(whole, call), lambda: call_again(made, call), whole)
 
 
 def _share(model: nn.Module, part: Part, calls: Sequence[Call], cost: Cost, trial: Part) -> float | None:
@@ -232,7 +243,7 @@ def _share(model: nn.Module, part: Part, calls: Sequence[Call], cost: Cost, tria
             made = type(model).from_config(trial.config).to(next(model.parameters()).dtype)  # type: ignore[attr-defined]
     except (RuntimeError, ValueError, TypeError, HastenError):
         return None
-    return _cost(made, trial, calls, cost) / _cost(model, part, calls, cost)
+    return _left(model, part, made, trial, calls[0], cost)
 
 
 class _Watched(Watch):
@@ -273,17 +284,23 @@ def _runs(model: nn.Module, call: Call) -> bool:
     return True
 
 
-def _seconds(model: nn.Module, call: Call) -> float:
-    """Median of a few calls after one to warm up."""
+def _time_left(whole: Callable[[], Any], part: Callable[[], Any], model: nn.Module) -> float:
+    """The time of one call over that of another: the median of a few pairs after one to warm up.
+
+    They run by turns: a machine that is busy for a while slows down both.
+    """
     from hasten.devices import synchronize
 
     device = next(model.parameters()).device
-    spans = []
+    ratios = []
     with torch.inference_mode():
         for _ in range(_ROUNDS + 1):
-            synchronize(device)
-            began = time.perf_counter()
-            call_again(model, call)
-            synchronize(device)
-            spans.append(time.perf_counter() - began)
-    return statistics.median(spans[1:])
+            stamps = []
+            for run in (part, whole):
+                synchronize(device)
+                began = time.perf_counter()
+                run()
+                synchronize(device)
+                stamps.append(time.perf_counter() - began)
+            ratios.append(stamps[0] / stamps[1])
+    return statistics.median(ratios[1:])
