@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ def test_shards_are_put_together(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-def test_torchaos_loader_quantizes_what_it_loads(saved: Path) -> None:
+def test_torchaos_loader_quantizes_what_it_loads(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchao", reason="torchao is not installed: pip install 'hasten[torchao]'")
+    from torchao.core.config import AOBaseConfig
+
     section = {"loader": "torchao", "options": {"quant_type": "Int8WeightOnlyConfig"}}
     loaded = load(plan_for(saved, quantization=section))
     kinds = {
@@ -51,6 +54,14 @@ def test_torchaos_loader_quantizes_what_it_loads(saved: Path) -> None:
     assert any(kind.startswith("Int8") for kind in kinds)
     with pytest.raises(LoadError, match=r"torchao has no 'Int8WeightOnly'; did you mean 'Int8WeightOnlyConfig'"):
         load(plan_for(saved, quantization={**section, "options": {"quant_type": "Int8WeightOnly"}}))
+
+    @dataclass
+    class NeedsBits(AOBaseConfig):
+        bits: int
+
+    monkeypatch.setattr("torchao.quantization.NeedsBits", NeedsBits, raising=False)
+    with pytest.raises(LoadError, match=r"NeedsBits cannot be made from its name alone \(.*'bits'"):
+        load(plan_for(saved, quantization={**section, "options": {"quant_type": "NeedsBits"}}))
 
 
 def test_a_loader_is_handed_to_diffusers_for_the_components_that_it_is_for(

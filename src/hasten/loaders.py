@@ -104,7 +104,12 @@ def _torchao_type(name: str) -> Any:
         near = get_close_matches(name, kinds, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise LoadError(f"quantization.options: torchao has no {name!r}{hint} (it has {', '.join(sorted(kinds))})")
-    return kinds[name]()
+    try:
+        return kinds[name]()
+    except TypeError as error:
+        raise LoadError(
+            f"quantization.options: {name} cannot be made from its name alone ({error}); give an object from Python"
+        ) from error
 
 
 def need(what: str, loader: str) -> None:

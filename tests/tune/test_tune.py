@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from tests.metrics.networks import save_clip
@@ -21,7 +22,9 @@ PROMPTS = "\n".join(["a red circle", "two squares", "a blue star", "a green ring
 
 
 def run(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, ["tune", *map(str, arguments)])
+    typed = ["tune", *map(str, arguments)]
+    with mock.patch("sys.argv", ["hasten", *typed]):
+        result = CliRunner().invoke(app, typed)
     assert result.exit_code == code, result.output
     return result
 
@@ -29,16 +32,20 @@ def run(*arguments: object, code: int = 0) -> Result:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tune")
-    model = prompted.save(prompted.qwen(), folder / "tiny", {**prompted.NATIVE, "num_inference_steps": 10})
+    prompted.save(prompted.qwen(), folder / "tiny", {**prompted.NATIVE, "num_inference_steps": 10})
     (folder / "prompts.txt").write_text(PROMPTS)
-    more = ("--floor", "psnr=12", "--budget", "20s", "--no-compile")
-    run("-m", model, *more, "--prompts", folder / "prompts.txt", "--tune-prompts", 2, "-o", folder / "out")
+    run(*command(folder))
     return folder
+
+
+def command(folder: Path) -> list[object]:
+    more = ["--floor", "psnr=12", "--budget", "20s", "--no-compile", "--tune-prompts", 2]
+    return ["-m", folder / "tiny", *more, "--prompts", folder / "prompts.txt", "-o", folder / "out"]
 
 
 def test_the_best_plan_loads_and_carries_its_evidence(tuned: Path) -> None:
     text = (tuned / "out/best.yaml").read_text()
-    assert text.startswith("# Found by: hasten")
+    assert text.startswith(f"# Found by: hasten tune {' '.join(map(str, command(tuned)))}\n")
     assert load_plan(tuned / "out/best.yaml").generation.num_inference_steps == 10
     assert "held on 3 prompts" in text or "reference is already the fastest" in text or "no plan to recommend" in text
     for row in json.loads((tuned / "out/pareto.json").read_text()):

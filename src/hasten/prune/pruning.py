@@ -184,9 +184,6 @@ def _without_blocks(
                 with without(model, gone):
                     call_again(model, calls[0])
 
-            with without(model, gone):
-                if not _runs(model, calls[0]):
-                    return 1.0
             return _time_left(lambda: call_again(model, calls[0]), shorter, model)
     else:
         costs = _members(part, model, calls, goal.cost)
@@ -273,15 +270,6 @@ def _meta(call: Call) -> Call:
 
 def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _runs(model: nn.Module, call: Call) -> bool:
-    try:
-        with torch.no_grad():
-            call_again(model, call)
-    except (RuntimeError, IndexError, ValueError, TypeError):
-        return False
-    return True
 
 
 def _time_left(whole: Callable[[], Any], part: Callable[[], Any], model: nn.Module) -> float:
