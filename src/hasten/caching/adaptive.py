@@ -65,8 +65,8 @@ class Adaptive:
     def __post_init__(self) -> None:
         self.skipped_in_a_row = 0
         self.skipped = 0
-        self.order_now: int | None = None
-        """The degree of the next prediction, where the policy chooses it."""
+        self.shares: tuple[float, ...] | None = None
+        """Of each degree, from 0 up, in the next prediction, where the policy chooses it."""
 
     def decide(self, index: int, total: int | None, signal: float | None = None) -> Decision | None:
         """Compute or skip.

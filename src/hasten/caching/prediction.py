@@ -67,7 +67,7 @@ class Moment:
         index, place: of the skipped step.
         total: the number of steps of the run, None where nobody knows it.
         gram: gives the snapshots' inner products, newest first; asked for only by predictors that look at the data.
-        order: the degree to take, up to the predictor's own; None for that one.
+        shares: of the predictions of each degree, from 0 up; None for that of the predictor's own degree.
         alignment: gives how far a probe has gone, see `predictors.dcta`; NaN where nothing was probed.
     """
 
@@ -78,7 +78,7 @@ class Moment:
     total: int | None = None
     gram: Callable[[], Gram] = list
     alignment: Callable[[], float] = lambda: nan
-    order: int | None = None
+    shares: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,10 @@ class Prediction:
 
     def weights(self, moment: Moment) -> Weights:
         """The weights for one skipped step, newest snapshot first."""
-        return self._weights(moment, self.order if moment.order is None else min(moment.order, self.order))
+        if moment.shares is None:
+            return self._weights(moment, self.order)
+        degrees = [self._weights(moment, degree) for degree in range(len(moment.shares))]
+        return predictors.mixed(degrees, moment.shares)
 
     def low_weights(self, moment: Moment) -> Weights | None:
         """The weights for low frequencies, where these are predicted in another way."""

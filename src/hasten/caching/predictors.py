@@ -222,6 +222,15 @@ def damped(weights: Weights, damping: float) -> Weights:
     return (damping * newest + (1 - damping), *(damping * weight for weight in rest))
 
 
+def mixed(predictions: Sequence[Weights], shares: Sequence[float]) -> Weights:
+    """`Σ_i μ_i ŷ_i`, as weights.
+
+    >>> mixed([(1.0,), (1.5, -0.5)], (0.5, 0.5))
+    (1.25, -0.25)
+    """
+    return _sum(zip(shares, predictions, strict=True))
+
+
 def trusted(weights: Weights, observer: Weights, gram: Gram, horizon: float, theta: float) -> Weights:
     """Shrink a prediction towards the newest snapshot as far as a second opinion differs from it.
 

@@ -67,7 +67,7 @@ def stand_in(
     moment = Moment(*where, total=clock.total, gram=history.gram)
     gauge = denoiser.gauge or branch.gauge
     if gauge is not None:
-        moment = replace(moment, alignment=gauge.alignment, order=gauge.policy.order_now)
+        moment = replace(moment, alignment=gauge.alignment, shares=gauge.policy.shares)
     weights, low = settings.weights(moment), settings.low_weights(moment)
     band = None
     if low is not None:

@@ -4,21 +4,25 @@ Let s_k be the place of step k on the way of the run (`clock.places_of`) and a_k
 (`effects`), y the output with guidance, and n_0, n_1, … the last computed steps, newest first. A polynomial of degree p
 through them errs at step k by
 
-    ‖ŷ_k − y_k‖ = C_p · Π_{i≤p} |s_k − s_{n_i}|,        C_p = ‖y[n_0, …, n_{p+1}]‖
+    ŷ_k − y_k = V_p · Π_{i≤p} |s_k − s_{n_i}|,        V_p = ±y[n_0, …, n_{p+1}]
 
-with the divided difference of order p + 1 in the place of a derivative. At a computed step C_p costs nothing: the error
+with the divided difference of order p + 1 in the place of a derivative. At a computed step V_p costs nothing: the error
 that the prediction of this very step would have had, over that product. A gap up to the computed step m then moves the
 final latent by at most
 
-    D(m) = C_p · Σ_{n_0<k<m} |a_k| · Π_{i≤p} |s_k − s_{n_i}|
+    D(m) = min_p S_p(m) ‖V_p‖,        S_p(m) = Σ_{n_0<k<m} |a_k| · Π_{i≤p} |s_k − s_{n_i}|
+
+Errors of different degrees point to different sides, so what stands in is a mixture of all degrees, in the shares
+μ_p ≥ 0, Σμ_p = 1, that make ‖Σ_p μ_p S_p V_p‖ least. How well they cancel is not counted on in D: the sides change.
 
 With the correction (`ledger`) the skipped steps are interpolated once m is known: its error is of the same form, with
 s_m and one old step less among the nodes.
 
 The tolerance is a bound for the whole run: for the root of the sum of the squares of all D over the latent's own size.
-Least computed steps for a given sum means the same D in every gap. So of the square of the bound the share (k/T)^ρ may
-be spent up to step k. What was really spent is known after every gap. Of the first gap nothing is known, and divided
-differences over a short gap see little but the roughness of the outputs: it is `T/2 · √tolerance` steps wide.
+Of its square the share (k/T)^ρ may be spent up to step k. ρ = 1 would allow the same to every gap; but what is done to
+an early step, while it is being decided what the picture is to show, grows in the steps after it, and ρ = 2 keeps more
+for the end. What was really spent is known after every gap. Of the first gap nothing is known, and divided differences
+over a short gap see little but the roughness of the outputs: it is `T/2 · √tolerance` steps wide.
 """
 
 from __future__ import annotations
@@ -26,11 +30,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import inf, prod, sqrt
 
 from hasten.caching.adaptive import Adaptive
 from hasten.caching.policies import Decision
-from hasten.caching.predictors import poly
+from hasten.caching.predictors import Weights, poly
 
 NODES = 4
 """So many computed steps are looked at, the one just computed included."""
@@ -38,6 +43,7 @@ FIRST = 0.5
 """The first gap, as a share of the run's steps at a tolerance of 1; it goes with the root of the tolerance."""
 GROWTH = 2
 """A gap is at most so many times as wide as the one before: what was measured near by says nothing of far away."""
+_ROUNDS = 40
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Tolerance(Adaptive):
 
     Args:
         tolerance: for the relative error of the final latent.
-        order: the highest degree of a prediction.
+        order: the highest degree in a prediction.
         corrects: what skipped steps did wrong is put right afterwards, see `ledger`.
         rho: ρ.
         leak: what a correction does not take back, as a share.
@@ -73,7 +79,7 @@ class Tolerance(Adaptive):
     tolerance: float = 0.01
     order: int = 2
     corrects: bool = False
-    rho: float = 1.0
+    rho: float = 2.0
     leak: float = 0.3
 
     def __post_init__(self) -> None:
@@ -95,50 +101,52 @@ class Tolerance(Adaptive):
         """Plan the next gap by what a computed step showed."""
         before, self._why = list(self._nodes), "tolerance"
         self._nodes.appendleft(shown.index)
-        constants = self._constants(shown, before) if shown.size else []
-        if constants and before[0] < shown.index - 1:
-            self._spent += (self._gap(shown, constants, before, shown.index) / shown.size) ** 2
+        gram = self._gram(shown, before) if shown.size else []
+        if gram and before[0] < shown.index - 1:
+            self._spent += (self._gap(shown, gram, before, shown.index) / shown.size) ** 2
         self._next = shown.index + 1
         if not before:
             self._next = shown.index + max(1, round(FIRST * len(shown.places) * sqrt(min(self.tolerance, 1.0))))
-        if not constants:
+        if not gram:
             return
         nodes, total = list(self._nodes), len(shown.places)
         widest = shown.index + GROWTH * (shown.index - before[0])
         for until in range(shown.index + 2, min(total, widest + 1)):
-            error = self._gap(shown, constants, nodes, until) / shown.size
+            error = self._gap(shown, gram, nodes, until) / shown.size
             if not self._spent + error**2 <= self.tolerance**2 * (until / total) ** self.rho:  # NaN: compute
                 break
             self._next = until
-        ahead = [self._predicted(shown, constants, nodes, self._next, p) for p in range(len(constants))]
-        self.order_now = min(range(len(ahead)), key=ahead.__getitem__)
+        self.shares = best_shares(self._errors(shown, gram, nodes, self._next))
 
-    def _constants(self, shown: Shown, before: Sequence[int]) -> list[float]:
-        """C_p for every degree that there are computed steps for."""
+    def _gram(self, shown: Shown, before: Sequence[int]) -> list[list[float]]:
+        """`E⟨V_p, V_q⟩` of all degrees that there are computed steps for."""
         place = shown.places[shown.index]
-        found = []
+        found: list[Weights] = []
         for p in range(min(self.order + 1, len(before))):
             nodes = [shown.places[node] for node in before[: p + 1]]
             weights = poly(nodes, place, p, max_amplification=inf)
-            pairs = ((i, j) for i in range(len(weights)) for j in range(len(weights)))
             product = prod(abs(place - node) for node in nodes)
             if not product:  # a step without effect lies where the one before does
                 break
-            square = sum(weights[i] * weights[j] * shown.products[i][j] for i, j in pairs)
-            found.append(sqrt(square if square != square else max(square, 0.0)) / product)
-        return found
+            found.append(tuple(weight / product for weight in weights))
+        return [[_form(shown.products, one, other) for other in found] for one in found]
 
-    def _gap(self, shown: Shown, constants: Sequence[float], nodes: Sequence[int], until: int) -> float:
-        """D(until), by the best degree."""
-        predicted = min(self._predicted(shown, constants, nodes, until, p) for p in range(len(constants)))
-        degree = min(len(constants) - 1, 2)
+    def _gap(self, shown: Shown, gram: Sequence[Sequence[float]], nodes: Sequence[int], until: int) -> float:
+        """D(until), or what a correction leaves of it."""
+        errors = self._errors(shown, gram, nodes, until)
+        predicted = sqrt(max(min(errors[p][p] for p in range(len(errors))), 0.0))
+        degree = min(len(gram) - 1, 2)
         if not self.corrects or degree < 1 or until >= len(shown.places) - 1:
             return predicted
         rest = self._sum(shown, nodes[0], until, [until, *nodes[:degree]])
-        return constants[degree] * rest + self.leak * predicted
+        return sqrt(max(gram[degree][degree], 0.0)) * rest + self.leak * predicted
 
-    def _predicted(self, shown: Shown, constants: Sequence[float], nodes: Sequence[int], until: int, p: int) -> float:
-        return constants[p] * self._sum(shown, nodes[0], until, nodes[: p + 1])
+    def _errors(
+        self, shown: Shown, gram: Sequence[Sequence[float]], nodes: Sequence[int], until: int
+    ) -> list[list[float]]:
+        """`⟨S_p V_p, S_q V_q⟩`."""
+        sums = [self._sum(shown, nodes[0], until, nodes[: p + 1]) for p in range(len(gram))]
+        return [[gram[p][q] * sums[p] * sums[q] for q in range(len(gram))] for p in range(len(gram))]
 
     def _sum(self, shown: Shown, begin: int, until: int, nodes: Sequence[int]) -> float:
         """`Σ_{begin<k<until} |a_k| Π |s_k − s_node|`."""
@@ -147,3 +155,30 @@ class Tolerance(Adaptive):
             abs(shown.effects[k]) * prod(abs(places[k] - places[node]) for node in nodes)
             for k in range(begin + 1, until)
         )
+
+
+def best_shares(gram: Sequence[Sequence[float]]) -> Weights:
+    """The shares μ ≥ 0, Σμ = 1, for which ‖Σ μ_p E_p‖ is least.
+
+    From the best single one on, each pair of degrees in turn passes share from one to the other as far as it helps.
+
+    Args:
+        gram: `⟨E_p, E_q⟩`.
+
+    >>> best_shares([[1.0, -1.0], [-1.0, 1.0]])  # errors to opposite sides
+    (0.5, 0.5)
+    """
+    best = min(range(len(gram)), key=lambda p: gram[p][p])
+    shares = [float(p == best) for p in range(len(gram))]
+    for _ in range(_ROUNDS):
+        for p, q in combinations(range(len(gram)), 2):
+            slope = sum((a - b) * share for a, b, share in zip(gram[p], gram[q], shares, strict=True))
+            curvature = gram[p][p] + gram[q][q] - 2 * gram[p][q]
+            passed = min(max(-slope / curvature, -shares[p]), shares[q]) if curvature > 0 else 0.0
+            shares[p] += passed
+            shares[q] -= passed
+    return tuple(shares)
+
+
+def _form(gram: Sequence[Sequence[float]], one: Sequence[float], other: Sequence[float]) -> float:
+    return sum(a * b * gram[i][j] for i, a in enumerate(one) for j, b in enumerate(other))
