@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.metrics.networks import save_clip
 from typer.testing import CliRunner, Result
 
 import prompted
@@ -56,6 +57,20 @@ def test_three_reports_are_written_and_resume_finds_nothing_to_do(model: str, he
     again = json.loads(run(*arguments, "--resume", "--json").stdout)
     assert again["samples"] == report.model_dump(mode="json")["samples"]
     assert again["sessions"] == 2
+
+
+def test_the_table_keeps_the_names_where_not_all_columns_fit(
+    model: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.cli.console.out.width", 80)
+    save_clip(here / "clip")
+    result = run("-m", model, "-p", "reuse", "--prompt", PROMPT, "--rounds", 1, "--clip", "clip", "-o", "b")
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[:3]] == ["variant", "reference", "reuse"]
+    assert "PSNR" in lines[0]
+    assert "CLIP score" not in lines[0]
+    assert "CLIP score" in (here / "b" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ _FLAGS = {
     "height": "generation.height",
 }
 _LEFT_OUT = ("per step", "latent error", "right")
+_NAMES = 14
 
 
 @app.command()
@@ -248,8 +249,13 @@ def _print(report: BenchReport, written: list[Path], *, as_json: bool, quiet: bo
 
     shown = overview(report)
     table = Table(box=None)
-    # As many as fit into a terminal; the reports have them all.
-    columns = [index for index, name in enumerate(shown.head) if name not in _LEFT_OUT and "memory" not in name]
+    # As many as fit into the terminal beside the variants' names; the reports have them all.
+    columns, room = [0], out.width - _NAMES
+    for index, name in enumerate(shown.head[1:], 1):
+        width = max(len(cell) for cell in (name, *(row[index] for row in shown.rows))) + 2
+        if name not in _LEFT_OUT and "memory" not in name and width <= room:
+            columns.append(index)
+            room -= width
     for index in columns:
         table.add_column(shown.head[index], justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for row in shown.rows:
