@@ -23,7 +23,7 @@ from hasten.zoo.evaluation import held_out_prompts
 STEPS = 50
 FLOORS = (30.0, 35.0)
 BUDGETS = (5, 6, 7, 8, 9, 10, 12, 14)
-TOLERANCES = (0.03, 0.06, 0.12, 0.25)
+TOLERANCES = (0.03, 0.06, 0.12, 0.2, 0.3)
 INTERVALS = (5, 6, 8, 10)
 PEERS: dict[str, tuple[str, ...]] = {
     "cache-dit": tuple(f"residual_diff_threshold={t},max_warmup_steps=3" for t in (0.2, 0.3, 0.5, 0.8)),
