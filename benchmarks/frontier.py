@@ -41,7 +41,7 @@ def _table(bench: Bench, measured: Any, steps: int) -> str:
     budgets = BUDGETS[steps]
     points: list[Point] = []
     say = lambda what: print(what, file=sys.stderr)  # noqa: E731
-    for point in solve(bench.session, measured, steps, budgets, calibration_jobs()[:1], tries=3, progress=say):
+    for point in solve(bench.session, measured, steps, budgets, calibration_jobs()[:3], tries=6, progress=say):
         points += measured_at(bench, "`hasten schedule`", point.section, steps)
     for name, cache in tracked(list(settings()), f"{steps} steps"):
         try:

@@ -24,7 +24,8 @@ from hasten.generation import Session
 from hasten.plan import load_plan
 from hasten.schedule import store
 from hasten.schedule.measure import Measured, measure, responses, timetable, watch
-from hasten.schedule.solve import at_steps, closed_loop, problem_of, solve
+from hasten.schedule.search import evenly
+from hasten.schedule.solve import Point, at_steps, closed_loop, problem_of, solve
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -112,6 +113,18 @@ def test_solved_schedules_are_what_the_cache_computes(session: Session, measured
         cache = load_plan({"cache": point.forecast.section(point.mask)})
         assert cache.cache is not None
         assert cache.cache.mask == list(point.mask)
+
+
+def test_what_is_kept_is_no_worse_than_even_gaps(session: Session, measured: Measured) -> None:
+    problem, reference = problem_of(session, measured, 10), watch(session, *JOBS[0])
+    for point in solve(session, measured, 10, [3, 4, 5], jobs=JOBS[:1], tries=1):
+        even = evenly(problem, point.budget)
+        assert even.mask[0] == 0
+        assert even.mask[-1] == 9
+        assert set(np.diff(even.mask)) <= {9 // (point.budget - 1), -(-9 // (point.budget - 1))}
+        other = Point(10, even.mask, even.forecast, even.error, weights=problem.fitted(even.mask, even.forecast))
+        assert point.measured is not None
+        assert point.measured <= closed_loop(session, other, JOBS[0], reference).error
 
 
 def test_other_step_counts_are_solved_without_measuring(session: Session, measured: Measured) -> None:

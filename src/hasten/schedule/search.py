@@ -48,6 +48,13 @@ def frontier(
     }
 
 
+def evenly(problem: Problem, budget: int, forecasts: Sequence[Forecast] = FORECASTS) -> Candidate:
+    """Even gaps, with the predictor that the Gram matrix finds best for them."""
+    mask = _geometric(problem.steps, budget, 1.0)
+    tried = [Candidate(problem.error(mask, forecast), mask, forecast) for forecast in forecasts]
+    return min(tried, key=lambda one: one.error)
+
+
 def _dynamic(problem: Problem, forecast: Forecast, most: int) -> dict[int, Mask]:
     """The exact best mask by the sum of its stretches' errors, for every number of computed steps up to `most`.
 

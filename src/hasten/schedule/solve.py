@@ -16,7 +16,7 @@ from hasten.metrics.fidelity import psnr
 from hasten.plan import load_plan
 from hasten.schedule.measure import Measured, Run, timetable, watch
 from hasten.schedule.problem import FORECASTS, Fitted, Forecast, Mask, Problem
-from hasten.schedule.search import Candidate, frontier
+from hasten.schedule.search import Candidate, evenly, frontier
 
 Job = tuple[str, int]
 """Prompt and seed."""
@@ -78,8 +78,8 @@ def solve(
     Args:
         session: the pipeline with the reference's plan.
         budgets: numbers of computed steps; those that leave nothing to skip are left out.
-        jobs, tries: so many candidates per budget are run for these prompts, and the best of them is kept; without
-            them the Gram matrix decides alone.
+        jobs, tries: so many candidates per budget, and even gaps beside them, are run for these prompts, and the best
+            is kept; without them the Gram matrix decides alone.
         forecasts: the predictors to choose among.
         progress: told what is being done.
     """
@@ -101,8 +101,9 @@ def solve(
         best = found[budget][0]
         point = _point(problem, best)
         trials = []
-        for number, candidate in enumerate(_varied(found[budget], tries), start=1):
-            progress(f"{budget} of {length} computed: trying schedule {number} of {tries}")
+        candidates = [*_varied(found[budget], tries), *([evenly(problem, budget, forecasts)] if tries else [])]
+        for number, candidate in enumerate(candidates, start=1):
+            progress(f"{budget} of {length} computed: trying schedule {number} of {len(candidates)}")
             one = _point(problem, candidate)
             tried = [closed_loop(session, one, job, reference) for job, reference in references.items()]
             error, ratio = (fmean(column) for column in zip(*tried, strict=True))
