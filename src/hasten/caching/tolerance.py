@@ -14,6 +14,7 @@ final latent by at most
 
 Errors of different degrees point to different sides, so what stands in is a mixture of all degrees, in the shares
 μ_p ≥ 0, Σμ_p = 1, that make ‖Σ_p μ_p S_p V_p‖ least. How well they cancel is not counted on in D: the sides change.
+So without the correction, where nothing takes back what did not cancel, the best degree stands alone.
 
 With the correction (`ledger`) the skipped steps are interpolated once m is known: its error is of the same form, with
 s_m and one old step less among the nodes.
@@ -44,6 +45,7 @@ FIRST = 0.5
 GROWTH = 2
 """A gap is at most so many times as wide as the one before: what was measured near by says nothing of far away."""
 _ROUNDS = 40
+"""Shares are exact to a thousandth of the error after so many, however alike the errors are."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class Tolerance(Adaptive):
             if not self._spent + error**2 <= self.tolerance**2 * (until / total) ** self.rho:  # NaN: compute
                 break
             self._next = until
-        self.shares = best_shares(self._errors(shown, gram, nodes, self._next))
+        errors = self._errors(shown, gram, nodes, self._next)
+        self.shares = best_shares(errors, _ROUNDS if self.corrects else 0)
 
     def _gram(self, shown: Shown, before: Sequence[int]) -> list[list[float]]:
         """`E⟨V_p, V_q⟩` of all degrees that there are computed steps for."""
@@ -157,20 +160,21 @@ class Tolerance(Adaptive):
         )
 
 
-def best_shares(gram: Sequence[Sequence[float]]) -> Weights:
+def best_shares(gram: Sequence[Sequence[float]], rounds: int = _ROUNDS) -> Weights:
     """The shares μ ≥ 0, Σμ = 1, for which ‖Σ μ_p E_p‖ is least.
 
     From the best single one on, each pair of degrees in turn passes share from one to the other as far as it helps.
 
     Args:
         gram: `⟨E_p, E_q⟩`.
+        rounds: so often; 0 leaves the best single one.
 
     >>> best_shares([[1.0, -1.0], [-1.0, 1.0]])  # errors to opposite sides
     (0.5, 0.5)
     """
     best = min(range(len(gram)), key=lambda p: gram[p][p])
     shares = [float(p == best) for p in range(len(gram))]
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for p, q in combinations(range(len(gram)), 2):
             slope = sum((a - b) * share for a, b, share in zip(gram[p], gram[q], shares, strict=True))
             curvature = gram[p][p] + gram[q][q] - 2 * gram[p][q]
