@@ -18,7 +18,7 @@ from hasten.record import Quality
 from hasten.schedule.measure import Measured, measure
 from hasten.zoo.evaluation import held_out_prompts
 
-CALIBRATED_ON = 4
+CALIBRATED_ON = 8
 """So many prompts, none of which a table measures on."""
 
 Job = tuple[str, int]
@@ -34,7 +34,7 @@ def opened(model: str, steps: int | None = None) -> Session:
 
 
 def calibrated(session: Session) -> Measured:
-    """As `hasten schedule --prompts builtin:4 --gain-prompts 1` does."""
+    """As `hasten schedule --gain-prompts 1` does."""
     return measure(session, calibration_jobs(), gain_jobs=1, progress=lambda what: print(what, file=sys.stderr))
 
 

@@ -13,6 +13,9 @@ from hasten.record import Quality
 from hasten.schedule.solve import solve
 
 STEPS = (50, 28, 20)
+TRIES = 20
+TRY_PROMPTS = 8
+"""Of `hasten schedule --tries --try-prompts`."""
 BUDGETS = {50: (8, 10, 12, 14, 16, 18, 20, 22, 25), 28: (7, 9, 12, 14), 20: (6, 8, 10)}
 INTERVALS = tuple(range(2, 10))
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7)
@@ -41,7 +44,7 @@ def _table(bench: Bench, measured: Any, steps: int) -> str:
     budgets = BUDGETS[steps]
     points: list[Point] = []
     say = lambda what: print(what, file=sys.stderr)  # noqa: E731
-    for point in solve(bench.session, measured, steps, budgets, calibration_jobs()[:3], tries=6, progress=say):
+    for point in solve(bench.session, measured, steps, budgets, calibration_jobs()[:TRY_PROMPTS], TRIES, progress=say):
         points += measured_at(bench, "`hasten schedule`", point.section, steps)
     for name, cache in tracked(list(settings()), f"{steps} steps"):
         try:

@@ -23,7 +23,8 @@ def problem(gains: np.ndarray) -> tuple[Problem, np.ndarray, np.ndarray]:
     values = np.stack([np.cos((1 + 3 * channel) * levels[:-1] + channel) for channel in range(6)], axis=1)
     response = np.diff(levels)
     power = float(np.square(response @ values).mean())
-    return Problem(levels[:-1], gains * response, values @ values.T / 6, power, response), values, response
+    gram = values @ values.T / 6
+    return Problem(levels[:-1], gains * response, gram, power, response, leak=0.0), values, response
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])

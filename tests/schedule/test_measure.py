@@ -23,9 +23,9 @@ from hasten.errors import HastenError
 from hasten.generation import Session
 from hasten.plan import load_plan
 from hasten.schedule import store
-from hasten.schedule.measure import Measured, measure, responses, timetable, watch
+from hasten.schedule.measure import Measured, Run, measure, responses, timetable, watch
 from hasten.schedule.search import evenly
-from hasten.schedule.solve import Point, at_steps, closed_loop, problem_of, solve
+from hasten.schedule.solve import Job, Point, Tried, at_steps, closed_loop, problem_of, solve
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -109,7 +109,7 @@ def test_solved_schedules_are_what_the_cache_computes(session: Session, measured
     for point in points:
         assert point.measured is not None
         reference = watch(session, *JOBS[0])
-        assert closed_loop(session, point, JOBS[0], reference) == (point.measured, point.psnr)
+        assert closed_loop(session, point, JOBS[0], reference) == pytest.approx((point.measured, point.psnr))
         cache = load_plan({"cache": point.forecast.section(point.mask)})
         assert cache.cache is not None
         assert cache.cache.mask == list(point.mask)
@@ -125,6 +125,30 @@ def test_what_is_kept_is_no_worse_than_even_gaps(session: Session, measured: Mea
         other = Point(10, even.mask, even.forecast, even.error, weights=problem.fitted(even.mask, even.forecast))
         assert point.measured is not None
         assert point.measured <= closed_loop(session, other, JOBS[0], reference).error
+
+
+def test_the_better_half_is_run_for_the_next_two_prompts(
+    session: Session, measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: dict[Job, list[Point]] = {}
+
+    def closed_loop(session: Session, point: Point, job: Job, reference: Run) -> Tried:
+        runs.setdefault(job, []).append(point)
+        # The patient image bears everything alike; the other one bears the third candidate best.
+        return Tried(1.0 if job != jobs[1] or len(runs[job]) != 3 else 0.1, 30.0)
+
+    monkeypatch.setattr("hasten.schedule.solve.closed_loop", closed_loop)
+    jobs = [*JOBS, ("a star", 2), ("a ring", 3)]
+    (point,) = solve(session, measured, 10, [4], jobs=jobs, tries=7)
+    every, half = len(runs[jobs[0]]), len(runs[jobs[2]])
+    assert runs[jobs[1]] == runs[jobs[0]]
+    assert runs[jobs[3]] == runs[jobs[2]]
+    assert 2 < every <= 8
+    assert half == -(-every // 2)
+    assert runs[jobs[2]][0] == runs[jobs[1]][2]
+    assert set(runs[jobs[2]]) <= set(runs[jobs[0]])
+    assert (point.mask, point.forecast) == (runs[jobs[1]][2].mask, runs[jobs[1]][2].forecast)
+    assert point.psnr == 30.0
 
 
 def test_other_step_counts_are_solved_without_measuring(session: Session, measured: Measured) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hasten.caching import predictors
+from hasten.caching.tolerance import LEAK
 from hasten.plan import load_plan
 from hasten.schedule.problem import FORECASTS, Forecast, Problem, Vector
 from hasten.schedule.search import _dynamic, _geometric, frontier
@@ -25,10 +26,10 @@ def outputs(steps: int, channels: int = 6) -> Vector:
     return np.stack([np.cos((1 + 3 * channel) * sigmas + channel) for channel in range(channels)], axis=1)
 
 
-def problem_of(values: Vector) -> Problem:
+def problem_of(values: Vector, leak: float = LEAK) -> Problem:
     levels = flow(len(values))
     power = float(np.square(np.diff(levels) @ values).mean())
-    return Problem(levels[:-1], np.diff(levels), values @ values.T / values.shape[1], power)
+    return Problem(levels[:-1], np.diff(levels), values @ values.T / values.shape[1], power, leak=leak)
 
 
 @pytest.mark.parametrize("forecast", [one for one in FORECASTS if not one.corrected and not one.fitted], ids=str)
@@ -46,7 +47,20 @@ def test_the_error_is_that_of_an_integration_written_out(forecast: Forecast) -> 
         final = final + (levels[step + 1] - levels[step]) * stand_in
         exact = exact + (levels[step + 1] - levels[step]) * values[step]
     truth = np.linalg.norm(final - exact) / np.linalg.norm(exact)
-    assert problem_of(values).error(mask, forecast) == pytest.approx(truth, rel=1e-6)
+    assert problem_of(values, leak=0.0).error(mask, forecast) == pytest.approx(truth, rel=1e-6)
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_of_what_cancels_on_paper_a_share_remains(corrected: bool) -> None:
+    values, mask, forecast = outputs(20), (0, 1, 3, 8, 12, 17), Forecast(1, corrected=corrected)
+    linear = problem_of(values, leak=0.0)
+    plain = Forecast(1)
+    alone = 0.0
+    for position, until in enumerate((*mask[1:], 20)):
+        part = linear._errors(plain, mask[max(0, position - 1) : position + 1], until).sum(axis=0)
+        alone += float(np.sqrt(part @ linear.gram @ part / linear.power))
+    expected = np.hypot(linear.error(mask, forecast), 0.25 * alone)
+    assert problem_of(values, leak=0.25).error(mask, forecast) == pytest.approx(expected, rel=1e-9)
 
 
 def test_weights_are_those_of_the_cache() -> None:

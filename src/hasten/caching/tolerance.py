@@ -44,6 +44,8 @@ FIRST = 0.5
 """The first gap, as a share of the run's steps at a tolerance of 1; it goes with the root of the tolerance."""
 GROWTH = 2
 """A gap is at most so many times as wide as the one before: what was measured near by says nothing of far away."""
+LEAK = 0.3
+"""Of what cancels on paper so much remains: the model answers to an error before it is taken back."""
 _ROUNDS = 40
 """Shares are exact to a thousandth of the error after so many, however alike the errors are."""
 
@@ -82,7 +84,7 @@ class Tolerance(Adaptive):
     order: int = 2
     corrects: bool = False
     rho: float = 2.0
-    leak: float = 0.3
+    leak: float = LEAK
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,8 +37,11 @@ def schedule(
     ] = None,
     tries: Annotated[
         int, typer.Option(min=0, help="Candidates per budget that are really run; 0 trusts the theory.")
-    ] = 6,
-    try_prompts: Annotated[int, typer.Option(min=1, help="So many of the prompts for that.")] = 4,
+    ] = 20,
+    try_prompts: Annotated[
+        int,
+        typer.Option(min=1, help="So many of the prompts for that; after every two the better half goes on."),
+    ] = 4,
     gain_prompts: Annotated[
         int, typer.Option(min=0, help="So many of the prompts for the gains; 0 takes them as 1.")
     ] = 2,

@@ -9,6 +9,13 @@ gain `g_k` says what the steps after it make of a disturbance. All of it togethe
 so that one T × T matrix, measured once, judges any mask and any linear predictor. Where skipped steps are corrected
 (`caching.ledger`), the computed step m after them takes `κ Σ_k a_k (w_k − v_k)` off again, with v_k the weights that
 interpolate step k between m and the computed steps before; the last step of all does not.
+
+All this is linear, and a model is not: what cancels on paper, between gaps or by a correction, remains in part. So of
+what each gap G does alone, c_G, before any correction, the share λ is added as if nothing of it cancelled:
+
+    error² = cᵀ G c + λ² (Σ_G ‖c_G‖)²,    ‖c‖² = cᵀ G c
+
+Without it a search finds the masks whose errors cancel best on paper.
 """
 
 from __future__ import annotations
@@ -16,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +31,7 @@ from numpy.typing import NDArray
 from hasten.caching import predictors
 from hasten.caching.clock import places_of
 from hasten.caching.ledger import DEGREE, SHARE, integral
+from hasten.caching.tolerance import LEAK
 
 Vector = NDArray[np.float64]
 Mask = tuple[int, ...]
@@ -94,13 +103,27 @@ class Forecast:
         }
 
 
-FORECASTS = (
-    *(Forecast(order, corrected=True) for order in (0, 1, 2)),
-    Forecast(2, corrected=True, fitted=True),
-    Forecast(0),
-    Forecast(2, fitted=True),
-    *(Forecast(order, damping) for order in (1, 2) for damping in (0.5, 0.75, 1.0)),
+FORECASTS = tuple(
+    Forecast(order, damping, corrected=corrected, fitted=fitted)
+    for corrected in (True, False)
+    for order, damping, fitted in (
+        (0, 1.0, False),
+        (2, 1.0, True),
+        *((order, damping, False) for order in (1, 2) for damping in (0.5, 0.75, 1.0)),
+    )
 )
+
+
+class Gap(NamedTuple):
+    """The steps between two computed ones.
+
+    Attributes:
+        part: what is theirs of `c`, with their correction, shape (T,).
+        alone: ‖c_G‖ without it.
+    """
+
+    part: Vector
+    alone: float
 
 
 @dataclass(frozen=True)
@@ -113,6 +136,7 @@ class Problem:
         gram: `E⟨y_i, y_j⟩` per element, shape (T, T).
         power: mean square of the final latent per element.
         response: a_k alone; None where all gains are 1.
+        leak: λ, the share that remains of what cancels on paper.
     """
 
     sigmas: Vector
@@ -120,8 +144,9 @@ class Problem:
     gram: Vector
     power: float
     response: Vector | None = None
-    _solved: dict[tuple[tuple[int, ...], int], predictors.Weights] = field(default_factory=dict, repr=False)
-    _parts: dict[tuple[Forecast, tuple[int, ...], int, int], Vector] = field(default_factory=dict, repr=False)
+    leak: float = LEAK
+    _known: dict[tuple[object, ...], predictors.Weights] = field(default_factory=dict, repr=False)
+    _gaps: dict[tuple[Forecast, tuple[int, ...], int], Gap] = field(default_factory=dict, repr=False)
 
     @property
     def steps(self) -> int:
@@ -129,29 +154,31 @@ class Problem:
 
     def error(self, mask: Mask, forecast: Forecast) -> float:
         """The expected error of the final latent, relative to its root mean square."""
-        c = self.combination(mask, forecast)
-        return float(np.sqrt(max(float(c @ self.gram @ c), 0.0) / self.power))
-
-    def combination(self, mask: Mask, forecast: Forecast) -> Vector:
-        """`c`: how much of each step's true output the error in the final latent is made of, shape (T,)."""
-        c = np.zeros(self.steps)
+        c, alone = np.zeros(self.steps), 0.0
         for position, anchor in enumerate(mask):
             until = mask[position + 1] if position + 1 < len(mask) else self.steps
             if until > anchor + 1:
-                c += self._between(forecast, mask[max(0, position - forecast.reach) : position + 1], until)
-        return c
+                gap = self._gap(forecast, mask[max(0, position - forecast.reach) : position + 1], until)
+                c += gap.part
+                alone += gap.alone
+        return float(np.sqrt((self._square(c) + (self.leak * alone) ** 2) / self.power))
 
-    def _between(self, forecast: Forecast, anchors: tuple[int, ...], until: int) -> Vector:
-        """The part of `c` that comes from the steps after the last of these anchors and before `until`."""
-        # A search asks for the same stretch over and over.
-        key = (forecast, anchors, until, 0)
-        part = self._parts.get(key)
-        if part is None:
+    def _square(self, c: Vector) -> float:
+        """`‖c‖² = cᵀ G c`."""
+        return max(float(c @ self.gram @ c), 0.0)
+
+    def _gap(self, forecast: Forecast, anchors: tuple[int, ...], until: int) -> Gap:
+        """The steps after the last of these anchors and before `until`."""
+        # A search asks for the same gap over and over.
+        key = (forecast, anchors, until)
+        gap = self._gaps.get(key)
+        if gap is None:
             part = self._errors(forecast, anchors, until).sum(axis=0)
+            alone = self._square(part) ** 0.5
             if forecast.corrected and until < self.steps - 1:
                 part = part - self._correction(forecast, anchors, until)
-            self._parts[key] = part
-        return part
+            gap = self._gaps[key] = Gap(part, alone)
+        return gap
 
     def _correction(self, forecast: Forecast, anchors: tuple[int, ...], until: int) -> Vector:
         """`g_m κ Σ_k a_k (w_k − v_k)` for the steps between the last anchor and the computed step m = `until`."""
@@ -181,22 +208,25 @@ class Problem:
             row *= self.impact[target]
         return rows
 
-    def _weights(self, forecast: Forecast, newest_first: Sequence[int], target: int) -> predictors.Weights:
-        if not forecast.fitted:
-            places = [self._places[anchor] for anchor in newest_first]
-            return forecast.weights(places, self._places[target])
-        return self._least_squares(tuple(newest_first[: forecast.order + 1]), target)
+    def _weights(self, forecast: Forecast, newest_first: tuple[int, ...], target: int) -> predictors.Weights:
+        anchors = newest_first[: forecast.order + 1]
+        key = (forecast.order, forecast.damping, forecast.max_amplification, forecast.fitted, anchors, target)
+        weights = self._known.get(key)
+        if weights is None:
+            if forecast.fitted:
+                weights = self._least_squares(anchors, target)
+            else:
+                weights = forecast.weights([self._places[anchor] for anchor in anchors], self._places[target])
+            self._known[key] = weights
+        return weights
 
-    def _least_squares(self, anchors: tuple[int, ...], target: int) -> predictors.Weights:
+    def _least_squares(self, anchors: Sequence[int], target: int) -> predictors.Weights:
         """`argmin_w E‖Σ_j w_j y_j − y_k‖²` with Σw = 1, that is D⁻¹1 / 1ᵀD⁻¹1 with `D_ij = E⟨y_i − y_k, y_j − y_k⟩`."""
-        known = self._solved.get((anchors, target))
-        if known is None:
-            G, a, k = self.gram, list(anchors), target
-            D = G[np.ix_(a, a)] - G[a, k][:, None] - G[k, a][None, :] + G[k, k]
-            D = D + np.eye(len(a)) * (_RIDGE * np.trace(D) / len(a) + 1e-30)
-            w = np.linalg.solve(D, np.ones(len(a)))
-            known = self._solved[anchors, target] = tuple((w / w.sum()).tolist())
-        return known
+        G, a, k = self.gram, list(anchors), target
+        D = G[np.ix_(a, a)] - G[a, k][:, None] - G[k, a][None, :] + G[k, k]
+        D = D + np.eye(len(a)) * (_RIDGE * np.trace(D) / len(a) + 1e-30)
+        w = np.linalg.solve(D, np.ones(len(a)))
+        return tuple((w / w.sum()).tolist())
 
     def fitted(self, mask: Mask, forecast: Forecast) -> Fitted | None:
         """The weights of every skipped step, to four digits; None where the forecast needs none."""
@@ -204,7 +234,7 @@ class Problem:
             return None
         rows = []
         for step in (step for step in range(self.steps) if step not in mask):
-            newest_first = [anchor for anchor in reversed(mask) if anchor < step]
+            newest_first = tuple(anchor for anchor in reversed(mask) if anchor < step)
             *older, last = reversed(self._weights(forecast, newest_first, step))
             older = [round(weight, 4) for weight in older]
             rows.append((1 - sum(older), *reversed(older)) if older else (last,))
@@ -215,7 +245,7 @@ class Problem:
         return list(places_of([float(sigma) for sigma in self.sigmas], float(self.sigmas.max())))
 
     def stretch_costs(self, forecast: Forecast) -> Vector:
-        """`C[i, j, k]`: the error of the steps between anchors j and k alone where i was the anchor before j.
+        """`C[i, j, k]`: the squared error of the steps between anchors j and k alone where i was the anchor before j.
 
         i = j stands for "there is none before"; k = T for the end of the run. Shape (T, T, T + 1), infinite where the
         order is not i ≤ j < k. Stretches do not see each other in it, which is what dynamic programming asks for.
@@ -225,13 +255,8 @@ class Problem:
         for j in range(steps):
             for i in range(j + 1):
                 anchors = (j,) if i == j else (i, j)
-                if forecast.corrected:
-                    for k in range(j + 1, steps + 1):
-                        part = self._between(forecast, anchors, k) if k > j + 1 else np.zeros(steps)
-                        costs[i, j, k] = part @ self.gram @ part
-                    continue
-                rows = self._errors(forecast, anchors, steps)
-                # The sum over all pairs of steps before k is the leading square of this matrix.
-                pairs = (rows @ self.gram @ rows.T).cumsum(axis=0).cumsum(axis=1)
-                costs[i, j, j + 1 :] = np.concatenate(([0.0], np.diagonal(pairs)))
+                costs[i, j, j + 1] = 0.0
+                for k in range(j + 2, steps + 1):
+                    gap = self._gap(forecast, anchors, k)
+                    costs[i, j, k] = self._square(gap.part) + (self.leak * gap.alone) ** 2
         return costs

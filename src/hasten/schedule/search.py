@@ -24,13 +24,12 @@ class Candidate(NamedTuple):
 
 
 def frontier(
-    problem: Problem, budgets: Sequence[int], forecasts: Sequence[Forecast] = FORECASTS, keep: int = 20
+    problem: Problem, budgets: Sequence[int], forecasts: Sequence[Forecast] = FORECASTS
 ) -> dict[int, list[Candidate]]:
-    """For each number of computed steps the best schedules of all predictors, best first.
+    """For each number of computed steps the schedules of all predictors that the search came by, best first.
 
     Args:
         budgets: numbers of computed steps, each from 1 to T.
-        keep: so many for each budget.
     """
     found: dict[int, dict[tuple[Mask, Forecast], float]] = {budget: {} for budget in budgets}
     for forecast in forecasts:
@@ -43,7 +42,7 @@ def frontier(
     return {
         budget: sorted(
             (Candidate(error, mask, forecast) for (mask, forecast), error in masks.items()), key=lambda one: one.error
-        )[:keep]
+        )
         for budget, masks in found.items()
     }
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from math import log10
+from itertools import islice, zip_longest
+from math import ceil, exp, log, log10
 from statistics import fmean
 from typing import NamedTuple
 
@@ -34,8 +34,8 @@ class Point:
         steps: the length of the run it is for.
         mask: the computed steps.
         predicted: the error that the Gram matrix expects in the final latent, relative to its root mean square.
-        measured: the mean of that error over real runs; None where none was made.
-        psnr: likewise of the images, in dB.
+        measured: the geometric mean of that error over real runs; None where none was made.
+        psnr: the mean of the images' PSNR, in dB.
         weights: see `Forecast.section`.
     """
 
@@ -78,8 +78,8 @@ def solve(
     Args:
         session: the pipeline with the reference's plan.
         budgets: numbers of computed steps; those that leave nothing to skip are left out.
-        jobs, tries: so many candidates per budget, and even gaps beside them, are run for these prompts, and the best
-            is kept; without them the Gram matrix decides alone.
+        jobs, tries: so many candidates per budget, and even gaps beside them, are run for two of these prompts, the
+            better half of them for the next two, and the best is kept; without them the Gram matrix decides alone.
         forecasts: the predictors to choose among.
         progress: told what is being done.
     """
@@ -89,7 +89,9 @@ def solve(
     progress(f"searching masks for {length} steps")
     if measured.prompts < ENOUGH:
         forecasts = [forecast for forecast in forecasts if not forecast.fitted]
-    found = frontier(problem, wanted, forecasts, keep=max(64, 4 * tries)) if wanted else {}
+    found = frontier(problem, wanted, forecasts) if wanted else {}
+    # How much of what cancels on paper remains differs by model: candidates that count on it and such that do not.
+    linear = frontier(replace(problem, leak=0.0), wanted, forecasts) if wanted and tries > 1 else {}
     session = at_steps(session, steps)
     references = {}
     if tries:
@@ -98,18 +100,40 @@ def solve(
             references[job] = watch(session, *job)
     points = []
     for budget in wanted:
-        best = found[budget][0]
-        point = _point(problem, best)
-        trials = []
-        candidates = [*_varied(found[budget], tries), *([evenly(problem, budget, forecasts)] if tries else [])]
-        for number, candidate in enumerate(candidates, start=1):
-            progress(f"{budget} of {length} computed: trying schedule {number} of {len(candidates)}")
-            one = _point(problem, candidate)
-            tried = [closed_loop(session, one, job, reference) for job, reference in references.items()]
-            error, ratio = (fmean(column) for column in zip(*tried, strict=True))
-            trials.append(replace(one, measured=error, psnr=ratio))
-        points.append(min(trials, key=lambda trial: trial.measured or 0.0, default=point))
+        point = _point(problem, found[budget][0])
+        if references:
+            candidates = [
+                *_varied(found[budget], ceil(tries / 2)),
+                *(_varied(linear[budget], tries // 2) if linear else []),
+                evenly(problem, budget, forecasts),
+            ]
+            schedules = dict.fromkeys((candidate.mask, candidate.forecast) for candidate in candidates)
+            rivals = [_point(problem, Candidate(problem.error(*one), *one)) for one in schedules]
+            point = _best(session, rivals, references, progress)
+        points.append(point)
     return points
+
+
+def _best(
+    session: Session, rivals: Sequence[Point], references: Mapping[Job, Run], progress: Callable[[str], None]
+) -> Point:
+    """The one that errs least in real runs: after every second prompt the better half goes on."""
+    results: list[tuple[Point, list[Tried]]] = [(point, []) for point in rivals]
+    for number, (job, reference) in enumerate(references.items(), start=1):
+        for which, (point, tried) in enumerate(results, start=1):
+            computed = f"{point.budget} of {point.steps} computed"
+            progress(f"{computed}: prompt {number} of {len(references)}, schedule {which} of {len(results)}")
+            tried.append(closed_loop(session, point, job, reference))
+        results.sort(key=lambda result: _mean_error(result[1]))
+        if number % 2 == 0:
+            results = results[: ceil(len(results) / 2)]
+    point, tried = results[0]
+    return replace(point, measured=_mean_error(tried), psnr=fmean(one.psnr for one in tried))
+
+
+def _mean_error(tried: Sequence[Tried]) -> float:
+    """Geometric: images differ in what they bear, and the least patient one of them would decide alone."""
+    return exp(fmean(log(max(one.error, 1e-12)) for one in tried))
 
 
 def at_steps(session: Session, steps: int) -> Session:
@@ -148,8 +172,16 @@ def closed_loop(session: Session, point: Point, job: Job, reference: Run) -> Tri
 
 
 def _varied(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """The best of every predictor first, then the next best: what the linear theory misses differs by predictor."""
-    first = {candidate.forecast: candidate for candidate in reversed(candidates)}
-    best = sorted(first.values(), key=lambda one: (one.error, FORECASTS.index(one.forecast)))
-    rest = (candidate for candidate in candidates if candidate not in best)
-    return [*islice((*best, *rest), count)]
+    """The best of each predictor, then the next best of each: what the linear theory misses differs by predictor."""
+    each: dict[Forecast, list[Candidate]] = {}
+    for candidate in candidates:
+        kept = each.setdefault(candidate.forecast, [])
+        if all(_apart(candidate.mask, other.mask) for other in kept):
+            kept.append(candidate)
+    turns = zip_longest(*each.values())
+    return [*islice((candidate for turn in turns for candidate in turn if candidate is not None), count)]
+
+
+def _apart(one: Mask, other: Mask) -> bool:
+    """Whether a quarter of their steps differ: neighbours leave much the same error."""
+    return 4 * len(set(one) - set(other)) >= len(one)

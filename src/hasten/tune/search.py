@@ -50,7 +50,7 @@ _WORTH = 0.98
 """A part has to bring so much to be taken into whole plans."""
 _HOPELESS = -3.0
 """A plan that is so far below a floor on its first image, in dB, is not run on the others."""
-_FORECASTS = (Forecast(2, 0.75), Forecast(2, corrected=True), Forecast(2, corrected=True, fitted=True))
+_FORECASTS = (*(Forecast(order, corrected=True) for order in (1, 2)), Forecast(2, corrected=True, fitted=True))
 """Those that searches usually end with."""
 _SHARES = (0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.18, 0.2, 0.24, 0.28, 0.32, 0.4, 0.5)
 _SAFETY = (0.0, 1.5, 4.0, 8.0, 12.0)
