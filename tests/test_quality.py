@@ -14,6 +14,8 @@ from hasten import accelerate, load_plan
 from hasten.cli.main import app
 from hasten.errors import PlanError
 from hasten.generation import Session
+from hasten.loading import load
+from hasten.models import bundled_folder, bundled_models
 from hasten.quality import FLOORS, allowed_error, resolve_quality
 from hasten.schedule import store
 from tiny import qwen, qwen_call
@@ -127,3 +129,17 @@ def test_a_word_and_a_cache_exclude_each_other() -> None:
     assert "--quality high" in result.stderr
     result = CliRunner().invoke(app, ["generate", "a red circle", "--quality", "high", "--dry-run"])
     assert "quality: high" in result.stdout
+
+
+@pytest.mark.parametrize("model", bundled_models())
+def test_the_bundled_models_come_with_schedules(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundled = load(load_plan({"model": model, "device": "cpu"}))
+    for steps in (50, 28, 20):
+        computed = []
+        for name in FLOORS:
+            plan, note = resolve_quality(load_plan({"quality": name, "model": model}), bundled, steps)
+            assert f"of {steps} steps by {bundled_folder() / model / 'hasten-schedule.json'}" in note
+            computed.append(len(plan.caches[0].mask or ()))
+        assert computed == sorted(computed, reverse=True)
+        assert computed[0] < steps / 2

@@ -60,7 +60,7 @@ def schedule(
     """Find the steps to compute that leave the least error in the image, for every number of them.
 
     A few full runs are measured; masks and predictors are then searched without the model, and the best are tried.
-    Writes FOLDER/MODEL.json (a few kB, which serves other numbers of steps with --from) and one plan per schedule.
+    Writes FOLDER/MODEL.json (about 20 kB, which serves other numbers of steps with --from) and one plan per schedule.
 
     Example: hasten schedule scenes-qwen --budgets 8,12,16
     """

@@ -126,7 +126,7 @@ class Measured:
 
     Attributes:
         sigmas: the noise levels of the measured runs, shape (T,).
-        factor: `F` with `F Fᵀ = E⟨y_i, y_j⟩` per element, shape (T, r).
+        factor: `F` with `F Fᵀ = E⟨y_i, y_j⟩` per element, shape (T, r), nothing but zeros above the diagonal.
         gains: `g_k` at each of the sigmas.
         power: mean square of the final latent per element.
         prompts: so many runs.
@@ -210,7 +210,7 @@ def _spread(steps: int, count: int) -> list[int]:
 
 
 def _factor(gram: Vector) -> Vector:
-    """`F` with `F Fᵀ = G` to 1e-12 of its largest eigenvalue, so that a few numbers hold the whole matrix."""
+    """`F` with `F Fᵀ = G` to 1e-12 of its largest eigenvalue, triangular, so that few numbers hold the whole matrix."""
     values, vectors = np.linalg.eigh(gram)
     kept = values > values[-1] * 1e-12
-    return np.asarray((vectors[:, kept] * np.sqrt(values[kept]))[:, ::-1])
+    return np.asarray(np.linalg.qr((vectors[:, kept] * np.sqrt(values[kept])).T, mode="r").T)

@@ -1,4 +1,4 @@
-"""Calibrations on disk: a few kilobytes of JSON that serve any number of steps."""
+"""Calibrations on disk: some 20 kB of JSON that serve any number of steps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Calibration(Section):
         model, denoiser, scheduler: what was measured; schedules hold for nothing else.
         adapters: names of the LoRAs and other adapters that were active.
         steps, prompts, size: of the runs that were measured.
-        sigmas, gains, power, factor: see `measure.Measured`; factor row by row.
+        sigmas, gains, power, factor: see `measure.Measured`; factor row by row, up to the diagonal.
         frontier: the best schedules found.
         decoder: PSNR of an image whose latent is wrong by its whole size, in dB: what the decoder makes of errors. None
             where no schedule was run.
@@ -60,7 +60,10 @@ class Calibration(Section):
 
     @property
     def measured(self) -> Measured:
-        return Measured(np.array(self.sigmas), np.array(self.factor), np.array(self.gains), self.power, self.prompts)
+        factor = np.zeros((len(self.factor), max(map(len, self.factor))))
+        for row, known in zip(factor, self.factor, strict=True):
+            row[: len(known)] = known
+        return Measured(np.array(self.sigmas), factor, np.array(self.gains), self.power, self.prompts)
 
 
 def rounded(values: Any, digits: int) -> Any:
@@ -95,7 +98,7 @@ def calibration_of(session: Session, measured: Measured) -> Calibration:
         sigmas=rounded(measured.sigmas.tolist(), 7),
         gains=rounded(measured.gains.tolist(), 4),
         power=rounded(measured.power, 6),
-        factor=rounded(measured.factor.tolist(), 6),
+        factor=[rounded(row[: place + 1].tolist(), 5) for place, row in enumerate(measured.factor)],
         frontier=[],
     )
 
