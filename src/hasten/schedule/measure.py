@@ -213,4 +213,4 @@ def _factor(gram: Vector) -> Vector:
     """`F` with `F Fᵀ = G` to 1e-12 of its largest eigenvalue, triangular, so that few numbers hold the whole matrix."""
     values, vectors = np.linalg.eigh(gram)
     kept = values > values[-1] * 1e-12
-    return np.asarray(np.linalg.qr((vectors[:, kept] * np.sqrt(values[kept])).T, mode="r").T)
+    return np.asarray(np.linalg.qr((vectors[:, kept] * np.sqrt(values[kept])).T, mode="r")).T
