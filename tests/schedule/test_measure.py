@@ -151,6 +151,20 @@ def test_the_better_half_is_run_for_the_next_two_prompts(
     assert point.psnr == 30.0
 
 
+def test_a_schedule_that_comes_to_nothing_is_never_kept(
+    session: Session, measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Point] = []
+
+    def closed_loop(session: Session, point: Point, job: Job, reference: Run) -> Tried:
+        tried.append(point)
+        return Tried(0.5 if len(tried) == 3 else float("nan"), 30.0)
+
+    monkeypatch.setattr("hasten.schedule.solve.closed_loop", closed_loop)
+    (point,) = solve(session, measured, 10, [4], jobs=JOBS[:1], tries=7)
+    assert (point.mask, point.forecast, point.measured) == (tried[2].mask, tried[2].forecast, pytest.approx(0.5))
+
+
 def test_other_step_counts_are_solved_without_measuring(session: Session, measured: Measured) -> None:
     (point,) = solve(session, measured, 14, [6])
     assert point.steps == 14
@@ -165,13 +179,16 @@ def test_a_calibration_survives_the_disk_and_holds_for_its_model_only(
     path = tmp_path / "tiny.json"
     path.write_text(store.text(calibration))
     assert store.read(path) == calibration
-    assert store.read(path).measured.factor == pytest.approx(measured.factor, rel=1e-4, abs=1e-9)
+    assert store.read(path).measured.factor == pytest.approx(measured.factor, rel=1e-5, abs=1e-6)
     assert [len(row) for row in calibration.factor] == list(range(1, len(calibration.sigmas) + 1))
     store.check_fits(calibration, session.pipe, "tiny")
     with pytest.raises(HastenError, match="of another scheduler"):
         store.check_fits(calibration.model_copy(update={"scheduler": "DDIMScheduler"}), session.pipe, "tiny")
     path.write_text(store.text(calibration).replace('"gains"', '"pains"'))
     with pytest.raises(HastenError, match="gains: Field required"):
+        store.read(path)
+    path.write_text(store.text(calibration.model_copy(update={"factor": []})))
+    with pytest.raises(HastenError, match="factor: List should have at least 1 item"):
         store.read(path)
     with pytest.raises(HastenError, match="hasten schedule MODEL"):
         store.read(tmp_path / "none.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
-from math import ceil, exp, log, log10
+from math import ceil, exp, inf, isfinite, log, log10
 from statistics import fmean
 from typing import NamedTuple
 
@@ -133,7 +133,7 @@ def _best(
 
 def _mean_error(tried: Sequence[Tried]) -> float:
     """Geometric: images differ in what they bear, and the least patient one of them would decide alone."""
-    return exp(fmean(log(max(one.error, 1e-12)) for one in tried))
+    return exp(fmean(log(max(one.error, 1e-12)) if isfinite(one.error) else inf for one in tried))
 
 
 def at_steps(session: Session, steps: int) -> Session:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hasten.errors import HastenError
 from hasten.generation import Session
@@ -54,7 +54,7 @@ class Calibration(Section):
     sigmas: list[float]
     gains: list[float]
     power: float
-    factor: list[list[float]]
+    factor: Annotated[list[list[float]], Field(min_length=1)]
     frontier: list[StoredPoint]
     decoder: float | None = None
 
@@ -98,7 +98,7 @@ def calibration_of(session: Session, measured: Measured) -> Calibration:
         sigmas=rounded(measured.sigmas.tolist(), 7),
         gains=rounded(measured.gains.tolist(), 4),
         power=rounded(measured.power, 6),
-        factor=[rounded(row[: place + 1].tolist(), 5) for place, row in enumerate(measured.factor)],
+        factor=[rounded(row[: place + 1].tolist(), 6) for place, row in enumerate(measured.factor)],
         frontier=[],
     )
 
